@@ -1,0 +1,6 @@
+"""Low-rank updates as data: what they adapt, their tensors, their files and their algebra."""
+
+from .adapter import Adapter
+from .spec import Band, LoraSpec, ModuleShape, Target
+
+__all__ = ["Adapter", "Band", "LoraSpec", "ModuleShape", "Target"]

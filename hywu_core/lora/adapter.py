@@ -1,0 +1,234 @@
+"""A batch of low-rank updates: one (A, B) pair per target, beside one scale and a provenance.
+
+Shape suffixes: P adapters in the batch, E experts, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from ..errors import HywuError
+from .spec import LoraSpec
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Adapter(Mapping[str, Pair]):
+    """Reads as a mapping from target name to `(A, B)`.
+
+    A (P, [E,] r, d_in) and B (P, [E,] d_out, r) are unscaled; adapter p updates the target's weight by
+    `scale * B[p] @ A[p]`. All targets share P, r, dtype and device. Tensors may be views and may require
+    grad.
+
+    Raises `HywuError` if the shapes contradict each other; `check()` also looks for values that are not
+    finite.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Pair], scale: float = 1.0, provenance: Mapping[str, str] | None = None
+    ) -> None:
+        if not weights:
+            raise HywuError("An adapter needs at least one target; this one has none.")
+        self._weights: dict[str, Pair] = {name: (A, B) for name, (A, B) in weights.items()}
+        self.scale = float(scale)
+        self.provenance: Mapping[str, str] = MappingProxyType(dict(provenance or {}))
+        self._check_consistent()
+
+    def __getitem__(self, name: str) -> Pair:
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __repr__(self) -> str:
+        return (
+            f"Adapter(batch={self.batch}, targets={len(self)}, rank={self.rank}, scale={self.scale:g}, "
+            f"dtype={self.dtype}, device={self.device})"
+        )
+
+    @property
+    def _any(self) -> Tensor:
+        return next(iter(self._weights.values()))[0]
+
+    @property
+    def batch(self) -> int:
+        """How many adapters this is."""
+        return self._any.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """The rank r all targets share."""
+        return self._any.shape[-2]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self._any.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The tensors' dtype."""
+        return self._any.dtype
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient can flow into any of the tensors."""
+        return any(A.requires_grad or B.requires_grad for A, B in self.values())
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers one adapter of the batch has."""
+        return sum(A[0].numel() + B[0].numel() for A, B in self.values())
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Adapter:
+        """The adapter with `function` applied to every A and B."""
+        weights = {name: (function(A), function(B)) for name, (A, B) in self.items()}
+        return Adapter(weights, self.scale, self.provenance)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Adapter:
+        """Move and cast; tensors that already fit are shared, not copied."""
+        return self.map(lambda t: t.to(device=device or t.device, dtype=dtype or t.dtype))
+
+    def cpu(self) -> Adapter:
+        """The adapter in main memory."""
+        return self.to(device="cpu")
+
+    def detach(self) -> Adapter:
+        """The same values, cut off from autograd."""
+        return self.map(torch.Tensor.detach)
+
+    def clone(self) -> Adapter:
+        """A copy that shares no memory."""
+        return self.map(torch.Tensor.clone)
+
+    def select(self, index: int | slice | Sequence[int]) -> Adapter:
+        """Some adapters of the batch; the batch axis stays, also for a single index.
+
+        Raises `HywuError` for an index outside the batch.
+        """
+        if isinstance(index, slice):
+            return self._rows(lambda t: t[index], f"the slice {index} of {self.batch} adapters is empty")
+        rows = [index] if isinstance(index, int) else list(index)
+        for row in rows:
+            if not -self.batch <= row < self.batch:
+                raise HywuError(f"Adapter {row} was asked for, but the batch has only {self.batch}.")
+        if len(rows) == 1:  # a view
+            row = rows[0] % self.batch
+            return self._rows(lambda t: t[row : row + 1], "")
+        return self._rows(lambda t: t[rows], "an empty list of adapters was asked for")
+
+    def _rows(self, take: Callable[[Tensor], Tensor], if_empty: str) -> Adapter:
+        if take(self._any).shape[0] == 0:
+            raise HywuError(f"An adapter cannot be empty: {if_empty}.")
+        return self.map(take)
+
+    def scaled(self, factor: float) -> Adapter:
+        """The update times `factor`; the tensors are shared."""
+        return Adapter(self._weights, self.scale * factor, self.provenance)
+
+    @staticmethod
+    def stack(adapters: Sequence[Adapter]) -> Adapter:
+        """Join several adapters, in order, into one whose batch is the sum of theirs.
+
+        Where scales differ, they are folded into B and the first one stays. Provenance keeps what all agree
+        on. Raises `HywuError` if targets or shapes differ.
+        """
+        if not adapters:
+            raise HywuError("Nothing to stack: the list of adapters is empty.")
+        first = adapters[0]
+        for other in adapters[1:]:
+            require_same_targets(first, other)
+        scale = next((a.scale for a in adapters if a.scale), 0.0)
+        factors = [a.scale / scale if scale else 1.0 for a in adapters]
+        weights = {
+            name: (
+                torch.cat([a[name][0] for a in adapters]),
+                torch.cat(
+                    [a[name][1] if f == 1 else a[name][1] * f for a, f in zip(adapters, factors, strict=True)]
+                ),
+            )
+            for name in first
+        }
+        shared = {
+            k: v for k, v in first.provenance.items() if all(a.provenance.get(k) == v for a in adapters)
+        }
+        return Adapter(weights, scale, shared)
+
+    def check(self, spec: LoraSpec | None = None) -> Adapter:
+        """Return self if every value is finite and, with a spec, if targets, shapes and rank are the spec's.
+
+        Raises `HywuError` naming the first tensor that is not.
+        """
+        if spec is not None:
+            self.check_shapes(spec)
+        # One synchronisation for all tensors: the loop that finds the name runs only when something is wrong.
+        finite = torch.stack([torch.isfinite(t).all() for pair in self.values() for t in pair])
+        if not (isinstance(self.scale, float) and abs(self.scale) < float("inf")):
+            raise HywuError(f"The adapter's scale is {self.scale}; it must be finite.")
+        if not bool(finite.all()):
+            number = int((~finite).nonzero()[0])
+            name = list(self)[number // 2]
+            raise HywuError(
+                f"The adapter has NaN or infinite values in {'AB'[number % 2]} of {name!r}; do not use it."
+            )
+        return self
+
+    def _check_consistent(self) -> None:
+        batch, rank = self.batch, self.rank
+        for name, (A, B) in self.items():
+            fits = (
+                A.dim() == B.dim()
+                and A.dim() in (3, 4)
+                and A.shape[:-2] == B.shape[:-2]
+                and A.shape[0] == batch
+                and A.shape[-2] == B.shape[-1] == rank
+            )
+            if not fits:
+                raise HywuError(
+                    f"Target {name!r} has A {tuple(A.shape)} and B {tuple(B.shape)}; expected A ({batch}, "
+                    f"[experts,] {rank}, d_in) and B ({batch}, [experts,] d_out, {rank}) as in the first target."
+                )
+
+    def check_shapes(self, spec: LoraSpec) -> None:
+        """Raise `HywuError` unless targets, shapes and rank are the spec's."""
+        if self.rank != spec.rank:
+            raise HywuError(f"The adapter has rank {self.rank}, but the spec says {spec.rank}.")
+        wanted = {target.name: target for target in spec.targets}
+        if wanted.keys() != self.keys():
+            missing, extra = wanted.keys() - self.keys(), self.keys() - wanted.keys()
+            raise HywuError(
+                f"The adapter's {len(self)} targets are not the spec's {len(wanted)}: {len(missing)} are "
+                f"missing and {len(extra)} unknown, such as {min(missing or extra)!r}."
+            )
+        for name, target in wanted.items():
+            A, B = self[name]
+            experts = A.shape[1] if A.dim() == 4 else None
+            if (A.shape[-1], B.shape[-2], experts) != (target.d_in, target.d_out, target.experts):
+                raise HywuError(
+                    f"Target {name!r} has A {tuple(A.shape)} and B {tuple(B.shape)}, but the spec says "
+                    f"{target.d_in} -> {target.d_out} with experts {target.experts}."
+                )
+
+
+def require_same_targets(first: Adapter, other: Adapter) -> None:
+    """Raise `HywuError` unless both adapters have the same targets and, apart from the batch, shapes."""
+    if first.keys() != other.keys():
+        difference = first.keys() ^ other.keys()
+        raise HywuError(
+            f"These adapters do not belong to the same model: {len(difference)} targets are in only one of "
+            f"them, such as {min(difference)!r}."
+        )
+    for name, (A, B) in first.items():
+        A2, B2 = other[name]
+        if A.shape[1:] != A2.shape[1:] or B.shape[1:] != B2.shape[1:]:
+            raise HywuError(
+                f"Target {name!r} has A {tuple(A.shape[1:])}, B {tuple(B.shape[1:])} in one adapter "
+                f"and A {tuple(A2.shape[1:])}, B {tuple(B2.shape[1:])} in the other."
+            )

@@ -1,0 +1,7 @@
+"""The Neural Network Transformer that writes an adapter for a condition (paper 3.5), and its file."""
+
+from .checkpoint import load_generator, save_generator
+from .config import GeneratorConfig
+from .model import ParameterGenerator
+
+__all__ = ["GeneratorConfig", "ParameterGenerator", "load_generator", "save_generator"]

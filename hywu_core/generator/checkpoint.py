@@ -1,0 +1,159 @@
+"""One generator, one self-describing `.safetensors` file.
+
+The header's metadata carries, each as JSON: `hywu.config`, `hywu.spec`, `hywu.layout`, `hywu.encoder` (the
+condition encoder it was trained with), `hywu.backbone` (what it adapts) and `hywu.provenance`. The tensors
+are the generator's state dict.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from ..errors import HywuError
+from ..lora import LoraSpec
+from ..storage import open_safetensors, write_safetensors
+from ..tokens import TokenLayout
+from .config import GeneratorConfig
+from .model import ParameterGenerator
+
+FORMAT_VERSION = 1
+_VERSION_KEY = "hywu.generator_version"
+_FIELDS = ("config", "spec", "layout", "encoder", "backbone", "provenance")
+
+
+def save_generator(
+    path: str | os.PathLike[str],
+    generator: ParameterGenerator,
+    encoder: Mapping[str, Any] | None = None,
+    backbone: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a generator to a file that appears whole or not at all; return its path.
+
+    encoder, backbone: at least `kind` and `id`, and what else tells a matching one (dims, sha256); JSON-able.
+        They and `provenance` default to what the generator carries.
+    dtype: of the tensors in the file, by default the generator's own.
+
+    Raises HywuError for a weight that is not finite (also after the cast), for information that JSON cannot
+    hold, for a missing folder and for a full disk.
+    """
+    fields = {
+        "config": generator.config.to_dict(),
+        "spec": generator.spec.to_dict(),
+        "layout": generator.layout.to_dict(),
+        "encoder": dict(generator.encoder_info if encoder is None else encoder),
+        "backbone": dict(generator.backbone_info if backbone is None else backbone),
+        "provenance": dict(generator.provenance if provenance is None else provenance),
+    }
+    try:
+        metadata = {f"hywu.{name}": json.dumps(value, allow_nan=False) for name, value in fields.items()}
+    except (TypeError, ValueError) as error:
+        raise HywuError(f"Cannot write {path}: its description is not plain data, {error}.") from error
+    tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in generator.state_dict().items()}
+    for name, tensor in tensors.items():
+        _require_finite(tensor, name, f"Did not write {path}: as {tensor.dtype},")
+    write_safetensors(path, tensors, {"format": "pt", _VERSION_KEY: str(FORMAT_VERSION)} | metadata)
+    return Path(path)
+
+
+def load_generator(
+    path: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> ParameterGenerator:
+    """Read a generator as `save_generator` wrote it.
+
+    device: where the weights go, by default the CPU.  dtype: what they compute in, by default float32 however
+        they are stored. Every tensor goes from the file straight to its place, so there is never a second
+        copy of the weights.
+
+    Raises HywuError, before memory is spent where it can, if the file is missing, truncated, foreign or of a
+    newer format, if its tensors are not those its config describes, and if one is not finite.
+    """
+    path = Path(path)
+    with open_safetensors(path) as file:
+        fields = _read_fields(path, file.metadata() or {})
+        with torch.device("meta"):
+            generator = _build(path, fields)
+        _require_same_tensors(path, file, generator.state_dict())
+        weights = {}
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            # A copy even where nothing changes: the file's own memory map would change or break with the
+            # file.
+            weights[name] = file.get_tensor(name).to(device or "cpu", dtype or torch.float32, copy=True)
+            _require_finite(weights[name], name, f"{path} is damaged:")
+    generator.load_state_dict(weights, assign=True)
+    generator.encoder_info = fields["encoder"]
+    generator.backbone_info = fields["backbone"]
+    generator.provenance = fields["provenance"]
+    return generator
+
+
+def _read_fields(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    version = metadata.get(_VERSION_KEY)
+    if version is None:
+        raise HywuError(
+            f"{path} is a safetensors file, but not a HY-WU generator: its header does not say so."
+        )
+    if version != str(FORMAT_VERSION):
+        raise HywuError(
+            f"{path} is a HY-WU generator of format {version}, but this version reads {FORMAT_VERSION}; "
+            "please update."
+        )
+    fields = {}
+    for name in _FIELDS:
+        try:
+            fields[name] = json.loads(metadata[f"hywu.{name}"])
+        except (KeyError, ValueError) as error:
+            raise HywuError(
+                f"{path} has a damaged header: 'hywu.{name}' is missing or is not JSON."
+            ) from error
+        if not isinstance(fields[name], dict):
+            raise HywuError(f"{path} has a damaged header: 'hywu.{name}' is not a JSON object.")
+    return fields
+
+
+def _build(path: Path, fields: Mapping[str, dict[str, Any]]) -> ParameterGenerator:
+    try:
+        config = GeneratorConfig.from_dict(fields["config"])
+        layout = TokenLayout(**fields["layout"])
+        return ParameterGenerator(config, LoraSpec.from_dict(fields["spec"]), layout)
+    except (HywuError, TypeError) as error:
+        raise HywuError(f"{path} describes a generator that cannot be built: {error}") from error
+
+
+def _require_same_tensors(path: Path, file: safetensors.safe_open, expected: Mapping[str, Tensor]) -> None:
+    names = set(file.keys())
+    if missing := expected.keys() - names:
+        raise HywuError(f"{path} lacks {_some(missing)} of the {len(expected)} tensors its config describes.")
+    if unexpected := names - expected.keys():
+        raise HywuError(
+            f"{path} has {_some(unexpected)} beside the {len(expected)} tensors its config describes."
+        )
+    for name, tensor in expected.items():
+        stored = file.get_slice(name)
+        if tuple(stored.get_shape()) != tuple(tensor.shape):
+            raise HywuError(
+                f"{path} contradicts its config: {name} has the shape {tuple(stored.get_shape())} "
+                f"instead of {tuple(tensor.shape)}."
+            )
+
+
+def _require_finite(tensor: Tensor, name: str, what: str) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        n_bad = int((~torch.isfinite(tensor)).sum())
+        raise HywuError(f"{what} {n_bad} of the {tensor.numel()} values of {name} are not finite.")
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *rest = sorted(names)
+    return f"{first} and {len(rest)} more" if rest else first

@@ -1,0 +1,99 @@
+"""Rotary position embeddings on the layer, token and rank indices (paper 3.5).
+
+Shapes: N positions, E channels of a head, K = E / 2 rotated pairs.
+
+Every axis of an index owns an equal, consecutive share of a head's channels. Channels (2i, 2i + 1) of a share
+of width w turn by index * theta ** (-2i / w): the interleaved pairs of RoFormer, one rotation per axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Condition lengths may differ from call to call; a table is only worth keeping while its shape recurs.
+_MAX_TABLES = 64
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines (N, K), always float32: bfloat16 confuses neighbouring indices beyond 256."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the channel pairs of x (..., N, E) by their positions' angles; x's dtype, computed in float32."""
+    cos, sin = rotation
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+def rotation_of(indices: Sequence[Tensor], head_dim: int, theta: float) -> Rotation:
+    """Rotation of N positions from one index tensor (N,) per axis."""
+    width = head_dim // len(indices)
+    exponents = torch.arange(0, width, 2, device=indices[0].device) / width
+    frequencies = 1.0 / theta**exponents
+    angles = torch.cat([index[:, None] * frequencies for index in indices], dim=1)
+    return Rotation(angles.cos(), angles.sin())
+
+
+class BandRotations(NamedTuple):
+    """Where the positions of one band are, as each of the three attentions sees it."""
+
+    layer: Rotation  # L positions: the layer
+    token: Rotation  # P positions: token and rank
+    query: Rotation  # L * P positions: layer, and place within the layer
+    key: Rotation  # S positions: a diagonal that starts beyond every token and rank index
+
+
+class RotaryTables:
+    """Rotations computed once per shape and device; they belong to a generator and leave memory with it."""
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        self.head_dim = head_dim
+        self.theta = theta
+        self._tables: dict[tuple[object, ...], Rotation] = {}
+
+    def band(self, grid: tuple[int, int, int], n_condition: int, device: torch.device) -> BandRotations:
+        """Rotations of a band's grid (L layers, T tokens, r / a rank groups) against S condition tokens."""
+        n_layers, n_tokens, n_ranks = grid
+        return BandRotations(
+            layer=self._grid((n_layers,), device),
+            token=self._grid((n_tokens, n_ranks), device),
+            query=self._grid((n_layers, n_tokens * n_ranks), device),
+            key=self._diagonal(n_condition, max(n_tokens, n_ranks), device),
+        )
+
+    def clear(self) -> None:
+        """Forget every table; they are computed again when needed."""
+        self._tables.clear()
+
+    def _grid(self, lengths: tuple[int, ...], device: torch.device) -> Rotation:
+        """Row-major grid, one axis for each of its lengths."""
+
+        def indices() -> Sequence[Tensor]:
+            axes = torch.meshgrid(*(torch.arange(n, device=device) for n in lengths), indexing="ij")
+            return [axis.flatten() for axis in axes]
+
+        return self._get(("grid", lengths, device), indices)
+
+    def _diagonal(self, length: int, offset: int, device: torch.device) -> Rotation:
+        """(offset, offset), (offset + 1, offset + 1), ... on two axes."""
+
+        def indices() -> Sequence[Tensor]:
+            return [torch.arange(offset, offset + length, device=device)] * 2
+
+        return self._get(("diagonal", length, offset, device), indices)
+
+    def _get(self, key: tuple[object, ...], indices: Callable[[], Sequence[Tensor]]) -> Rotation:
+        if key not in self._tables:
+            if len(self._tables) >= _MAX_TABLES:
+                self.clear()
+            with torch.inference_mode(False):  # a table first made during inference must still serve training
+                self._tables[key] = rotation_of(indices(), self.head_dim, self.theta)
+        return self._tables[key]

@@ -115,8 +115,9 @@ class Attachment:
         if adapter.keys() != self._modules.keys():
             difference = adapter.keys() ^ self._modules.keys()
             raise HywuError(
-                f"The adapter to swap in has {len(adapter)} targets, the attached one {len(self._modules)}; they "
-                f"differ in {len(difference)} names, such as {min(difference)!r}. Remove this one and attach the other."
+                f"The adapter to swap in has {len(adapter)} targets, the attached one {len(self._modules)}; "
+                f"they differ in {len(difference)} names, such as {min(difference)!r}. Remove this one first, "
+                "then attach the other."
             )
         for name, module in self._modules.items():
             _check_fits(name, module, adapter)
@@ -189,8 +190,8 @@ def _find_modules(model: nn.Module, adapter: Adapter) -> dict[str, nn.Module]:
             missing.append(name)
     if missing:
         raise HywuError(
-            f"{type(model).__name__} has no module for {len(missing)} of the adapter's {len(adapter)} targets, "
-            f"such as {missing[0]!r}; this adapter is for another backbone."
+            f"{type(model).__name__} has no module for {len(missing)} of the adapter's {len(adapter)} "
+            f"targets, such as {missing[0]!r}; this adapter is for another backbone."
         )
     for name, module in modules.items():
         _check_fits(name, module, adapter)

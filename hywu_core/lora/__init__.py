@@ -1,6 +1,16 @@
 """Low-rank updates as data: what they adapt, their tensors, their files and their algebra."""
 
 from .adapter import Adapter
+from .files import load_adapter, save_adapter, save_peft
 from .spec import Band, LoraSpec, ModuleShape, Target
 
-__all__ = ["Adapter", "Band", "LoraSpec", "ModuleShape", "Target"]
+__all__ = [
+    "Adapter",
+    "Band",
+    "LoraSpec",
+    "ModuleShape",
+    "Target",
+    "load_adapter",
+    "save_adapter",
+    "save_peft",
+]

@@ -192,8 +192,9 @@ class Adapter(Mapping[str, Pair]):
             )
             if not fits:
                 raise HywuError(
-                    f"Target {name!r} has A {tuple(A.shape)} and B {tuple(B.shape)}; expected A ({batch}, "
-                    f"[experts,] {rank}, d_in) and B ({batch}, [experts,] d_out, {rank}) as in the first target."
+                    f"Target {name!r} has A {tuple(A.shape)} and B {tuple(B.shape)}; expected "
+                    f"A ({batch}, [experts,] {rank}, d_in) and B ({batch}, [experts,] d_out, {rank}) as in the "
+                    "first target."
                 )
 
     def check_shapes(self, spec: LoraSpec) -> None:
@@ -208,16 +209,15 @@ class Adapter(Mapping[str, Pair]):
                 f"missing and {len(extra)} unknown, such as {min(missing or extra)!r}."
             )
         for name, target in wanted.items():
-            A, B = self[name]
-            experts = A.shape[1] if A.dim() == 4 else None
-            if (A.shape[-1], B.shape[-2], experts) != (target.d_in, target.d_out, target.experts):
+            dims, wanted_dims = _dims(self[name]), (target.d_in, target.d_out, target.experts)
+            if dims != wanted_dims:
                 raise HywuError(
-                    f"Target {name!r} has A {tuple(A.shape)} and B {tuple(B.shape)}, but the spec says "
-                    f"{target.d_in} -> {target.d_out} with experts {target.experts}."
+                    f"Target {name!r} has (d_in, d_out, experts) {dims} in the adapter, but {wanted_dims} in "
+                    "the spec."
                 )
 
 
-def require_same_targets(first: Adapter, other: Adapter) -> None:
+def require_same_targets(first: Adapter, other: Adapter, same_rank: bool = True) -> None:
     """Raise `HywuError` unless both adapters have the same targets and, apart from the batch, shapes."""
     if first.keys() != other.keys():
         difference = first.keys() ^ other.keys()
@@ -225,10 +225,17 @@ def require_same_targets(first: Adapter, other: Adapter) -> None:
             f"These adapters do not belong to the same model: {len(difference)} targets are in only one of "
             f"them, such as {min(difference)!r}."
         )
-    for name, (A, B) in first.items():
-        A2, B2 = other[name]
-        if A.shape[1:] != A2.shape[1:] or B.shape[1:] != B2.shape[1:]:
+    if same_rank and first.rank != other.rank:
+        raise HywuError(f"These adapters have different ranks, {first.rank} and {other.rank}.")
+    for name in first:
+        dims, other_dims = _dims(first[name]), _dims(other[name])
+        if dims != other_dims:
             raise HywuError(
-                f"Target {name!r} has A {tuple(A.shape[1:])}, B {tuple(B.shape[1:])} in one adapter "
-                f"and A {tuple(A2.shape[1:])}, B {tuple(B2.shape[1:])} in the other."
+                f"Target {name!r} has (d_in, d_out, experts) {dims} in one adapter and {other_dims} in "
+                "the other."
             )
+
+
+def _dims(pair: Pair) -> tuple[int, int, int | None]:
+    A, B = pair
+    return A.shape[-1], B.shape[-2], A.shape[1] if A.dim() == 4 else None

@@ -24,7 +24,7 @@ Patterns = str | re.Pattern[str] | Iterable[str | re.Pattern[str]]
 
 @dataclass(frozen=True)
 class ModuleShape:
-    """One adapted module of a layer: its path in the layer and its dims; `experts` equal ones share a name."""
+    """One adapted module of a layer: its path in the layer and dims; `experts` equal ones share a name."""
 
     name: str
     d_in: int
@@ -181,7 +181,7 @@ class LoraSpec:
         if not bands:
             raise HywuError(
                 f"No linear layer of {type(model).__name__} is selected by include={include!r}, "
-                f"exclude={exclude!r}; patterns match whole module paths such as 'transformer_blocks.0.attn.to_q'."
+                f"exclude={exclude!r}; patterns match whole module paths such as 'blocks.0.attn.to_q'."
             )
         return cls(tuple(bands), rank, alpha)
 

@@ -1,0 +1,164 @@
+"""Arithmetic on the updates themselves, scale * B @ A, without ever forming a d_out x d_in matrix.
+
+Sums are exact: the ranks of the summands are concatenated, [B1 B2] @ [A1; A2] = B1 @ A1 + B2 @ A2;
+    `truncate_rank` brings the rank down again with the best approximation there is (Eckart-Young).
+    Everything is batched over adapters.
+
+Shape suffixes: P adapters, r rank, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import HywuError
+from .adapter import Adapter, Pair, require_same_targets
+
+
+@dataclass(frozen=True, eq=False)
+class ClipReport:
+    """What `clip_norm` did: norms before and factors per target, both (P,), and the total norms (P,)."""
+
+    norms: Mapping[str, Tensor]
+    factors: Mapping[str, Tensor]
+    total_before: Tensor
+    total_after: Tensor
+
+    @property
+    def n_clipped(self) -> int:
+        """How many (adapter, target) pairs were made smaller."""
+        return int(sum((factor < 1).sum() for factor in self.factors.values()))
+
+    def describe(self) -> str:
+        """One sentence for people."""
+        pairs = sum(factor.numel() for factor in self.factors.values())
+        return (
+            f"clipped {self.n_clipped} of {pairs} updates; largest total norm "
+            f"{float(self.total_before.max()):.4g} -> {float(self.total_after.max()):.4g}"
+        )
+
+
+def norms(adapter: Adapter) -> dict[str, Tensor]:
+    """Frobenius norm of every target's update `scale * B @ A`, (P,) float32; experts count together.
+
+    ||B A||^2 = tr(A^T B^T B A) = <B^T B, A A^T>: two r x r Gram matrices. Differentiable except at zero.
+    """
+    result = {}
+    for name, (A, B) in adapter.items():
+        A, B = A.float(), B.float()
+        squares = ((B.mT @ B) * (A @ A.mT)).flatten(1).sum(1)
+        result[name] = squares.clamp_min(0).sqrt() * abs(adapter.scale)
+    return result
+
+
+def total_norm(adapter: Adapter) -> Tensor:
+    """Frobenius norm of the whole update, all targets together, (P,) float32."""
+    return torch.stack(list(norms(adapter).values())).norm(dim=0)
+
+
+@torch.no_grad()
+def _clip_factors(found: Mapping[str, Tensor], limit: float | None) -> dict[str, Tensor]:
+    if limit is None:
+        return {name: torch.ones_like(norm) for name, norm in found.items()}
+    return {name: (limit / norm).clamp(max=1) for name, norm in found.items()}  # limit / 0 is inf, clamped
+
+
+def clip_norm(
+    adapter: Adapter, per_target: float | None = None, total: float | None = None
+) -> tuple[Adapter, ClipReport]:
+    """Bound the update: each target's norm by `per_target` first, then the whole update's by `total`.
+
+    What is within its bounds keeps its tensors. As in gradient clipping, the factors are constants to
+    autograd. Raises `HywuError` for a bound that is not positive.
+    """
+    for limit in (per_target, total):
+        if limit is not None and not limit > 0:
+            raise HywuError(f"The norm bound is {limit}; it must be positive.")
+    found = {name: norm.detach() for name, norm in norms(adapter).items()}
+    before = torch.stack(list(found.values())).norm(dim=0)
+    factors = _clip_factors(found, per_target)
+    after = torch.stack([found[name] * factors[name] for name in found]).norm(dim=0)
+    if total is not None:
+        overall = (total / after).clamp(max=1)
+        factors = {name: factor * overall for name, factor in factors.items()}
+        after = after * overall
+    clipped = (torch.stack(list(factors.values())) < 1).any(dim=1).tolist()  # one synchronisation for all
+    weights = {
+        name: (A, B * factors[name].to(B.dtype).view(-1, *[1] * (B.dim() - 1)) if smaller else B)
+        for (name, (A, B)), smaller in zip(adapter.items(), clipped, strict=True)
+    }
+    return Adapter(weights, adapter.scale, adapter.provenance), ClipReport(found, factors, before, after)
+
+
+def combine(adapters: Sequence[Adapter], weights: Sequence[float], rank: int | None = None) -> Adapter:
+    """The weighted sum of updates of equal batch: exact with the sum of their ranks, or the best of `rank`.
+
+    The result has the scale 1. Raises `HywuError` if targets, shapes or batches differ.
+    """
+    if not adapters or len(adapters) != len(weights):
+        raise HywuError(f"{len(adapters)} adapters and {len(weights)} weights do not make a weighted sum.")
+    first = adapters[0]
+    for other in adapters[1:]:
+        require_same_targets(first, other, same_rank=False)
+        if other.batch != first.batch:
+            raise HywuError(f"Adapters of batch {first.batch} and {other.batch} cannot be added.")
+    pairs = {}
+    for name in first:
+        A = torch.cat([adapter[name][0] for adapter in adapters], dim=-2)
+        B = torch.cat([a[name][1] * (w * a.scale) for a, w in zip(adapters, weights, strict=True)], dim=-1)
+        pairs[name] = (A, B) if rank is None else _truncate(A, B, rank)
+    return Adapter(pairs)
+
+
+def interpolate(first: Adapter, second: Adapter, t: float, rank: int | None = None) -> Adapter:
+    """The update (1 - t) * first + t * second, see `combine`; t outside [0, 1] extrapolates."""
+    return combine([first, second], [1 - t, t], rank)
+
+
+def average(adapter: Adapter, rank: int | None = None) -> Adapter:
+    """The mean update of the batch, as an adapter of batch 1 (the paper's "Average PG", section 5.3).
+
+    The mean of updates is not the product of mean factors. Exact with rank P * r; `rank` truncates target
+    by target, so that a long batch needs little memory.
+    """
+    pairs = {}
+    for name, (A, B) in adapter.items():
+        A_joined = A.movedim(0, -3).flatten(-3, -2)[None]
+        B_joined = B.movedim(0, -2).flatten(-2)[None] * (adapter.scale / adapter.batch)
+        pairs[name] = (A_joined, B_joined) if rank is None else _truncate(A_joined, B_joined, rank)
+    return Adapter(pairs, 1.0, adapter.provenance)
+
+
+def truncate_rank(adapter: Adapter, rank: int) -> Adapter:
+    """The nearest adapter of rank at most `rank` in Frobenius norm; zero-padded to exactly `rank`.
+
+    Raises `HywuError` for a rank below 1.
+    """
+    pairs = {name: _truncate(A, B, rank) for name, (A, B) in adapter.items()}
+    return Adapter(pairs, adapter.scale, adapter.provenance)
+
+
+def _truncate(A: Tensor, B: Tensor, rank: int) -> Pair:
+    """Singular value decomposition of B @ A through QR of the factors: only r x r matrices are decomposed."""
+    if rank < 1:
+        raise HywuError(f"The rank to truncate to is {rank}; it must be at least 1.")
+    if rank >= A.shape[-2]:
+        return pad_pair(A, B, rank)
+    Q_B, R_B = torch.linalg.qr(B.float())
+    Q_A, R_A = torch.linalg.qr(A.float().mT)
+    U, S, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
+    root = S[..., :rank].sqrt()
+    new_B = (Q_B @ U[..., :rank]) * root[..., None, :]
+    new_A = (root[..., :, None] * Vh[..., :rank, :]) @ Q_A.mT
+    return pad_pair(new_A.to(A.dtype), new_B.to(B.dtype), rank)
+
+
+def pad_pair(A: Tensor, B: Tensor, rank: int) -> Pair:
+    """Raise the rank of one pair to `rank` with zeros; the update stays what it is."""
+    missing = rank - A.shape[-2]
+    return (F.pad(A, (0, 0, 0, missing)), F.pad(B, (0, missing))) if missing else (A, B)

@@ -99,7 +99,9 @@ class ParameterGenerator(nn.Module):
                 f"{self.config.condition_dim}; use the encoder it was made for"
                 + (f", {encoder!r}." if encoder else ".")
             )
-        context = self.condition_norm(self.condition_in(condition.tokens.to(self.dtype)))
+        # The second cast undoes autocast: a norm is fast, and exact, only in the dtype of its weight.
+        context = self.condition_in(condition.tokens.to(self.dtype)).to(self.dtype)
+        context = self.condition_norm(context)
         tokens = {
             band.name: self._generate(parameters, context, condition.mask)
             for band, parameters in zip(self.spec.bands, self.bands, strict=True)

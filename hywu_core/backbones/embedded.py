@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..embedded import BACKBONE
 from ..embedded.text import TextFeatures
 from ..errors import HywuError
+from ..storage import open_safetensors
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
@@ -85,6 +85,8 @@ def position_ids(index: int, height: int, width: int, device: torch.device) -> T
 class EmbeddedBackbone(nn.Module):
     """A velocity field over latents, given the photograph and the instruction."""
 
+    kind = "embedded"
+
     def __init__(self, config: EmbeddedBackboneConfig, transformer: FluxTransformer2DModel | None = None) -> None:
         super().__init__()
         self.config = config
@@ -116,12 +118,9 @@ class EmbeddedBackbone(nn.Module):
     @classmethod
     def load(cls, path: str | Path = BACKBONE, device: str | torch.device = "cpu") -> EmbeddedBackbone:
         """Read the frozen backbone as float32; HywuError when the file is missing, damaged or not an embedded backbone."""
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise HywuError(f"The backbone {path} cannot be read: {error}.") from error
+        with open_safetensors(path) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         if CONFIG_KEY not in metadata:
             raise HywuError(f"{path} is not an embedded backbone: its header has no '{CONFIG_KEY}'.")
         backbone = cls(EmbeddedBackboneConfig(**json.loads(metadata[CONFIG_KEY])))

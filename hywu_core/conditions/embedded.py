@@ -60,10 +60,10 @@ class EmbeddedConditionEncoder:
         """Read both encoders from the files in `hywu_core/embedded`."""
         return cls(TinyAutoencoder.load(), EmbeddedTextEncoder.load())
 
-    @property
-    def info(self) -> dict[str, str | int]:
+    @classmethod
+    def info(cls) -> dict[str, str | int]:
         """What a generator file says about the encoder it was trained with."""
-        return {"kind": self.kind, "id": self.id, "dim": self.dim}
+        return {"kind": cls.kind, "id": cls.id, "dim": cls.dim}
 
     @torch.no_grad()
     def encode(self, images: Tensor, prompts: Sequence[str]) -> Condition:

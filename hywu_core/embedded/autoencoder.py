@@ -12,11 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import HywuError
+from ..storage import open_safetensors
 from . import AUTOENCODER
 
 LATENT_CHANNELS = 16
@@ -93,11 +92,10 @@ class TinyAutoencoder(nn.Module):
 
         Raises HywuError when the file is missing, damaged or of another architecture.
         """
-        try:
-            tensors = load_file(str(path))
-        except (OSError, SafetensorError) as error:
-            raise HywuError(f"The autoencoder {path} cannot be read: {error}.") from error
-        tensors.pop("vae_scale", None), tensors.pop("vae_shift", None)
+        with open_safetensors(path) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for constant in ("vae_scale", "vae_shift"):
+            tensors.pop(constant, None)
         model = cls()
         try:
             model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})

@@ -1,0 +1,97 @@
+"""A pool of exact edits as latents: crops of photographs under every operation, encoded once, sampled many times.
+
+Shapes: K images of a crop (the photograph itself, every operation's result, every degraded source), N crops,
+Z latent channels, h x w latents, B batch.
+
+Encoding costs several times what a training step of the small backbone does, so it happens once, before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..embedded.autoencoder import TinyAutoencoder
+from .photo_ops import OPS, make_pair
+from .photos import random_crops
+
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class EditBatch:
+    """Exact edits: latents of the source and of the result, and which operation joins them."""
+
+    source: Tensor  # (B, Z, h, w)
+    target: Tensor  # (B, Z, h, w)
+    operation: Tensor  # (B,) index into LatentPool.operations
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    latents: Tensor  # (K, N, Z, h, w)
+
+
+class LatentPool:
+    """Latents of `crops` random crops for every image size, under every operation."""
+
+    def __init__(
+        self,
+        photos: Sequence[Tensor],
+        operations: Sequence[str],
+        autoencoder: TinyAutoencoder,
+        sizes: Sequence[tuple[int, int]],
+        crops: int,
+        generator: torch.Generator,
+        on_chunk: Callable[[int], None] | None = None,
+    ) -> None:
+        """Build the pool on the generator's device; `on_chunk(crops done)` after every chunk of a size."""
+        self.operations = tuple(operations)
+        self._source = torch.zeros(len(operations), dtype=torch.long, device=generator.device)
+        self._target = torch.zeros_like(self._source)
+        for index, operation in enumerate(operations):
+            changed = self._target if OPS[operation].kind == "forward" else self._source
+            changed[index] = index + 1
+        self.buckets = []
+        for size in sizes:
+            chunks = []
+            for start in range(0, crops, _CHUNK):
+                photo = random_crops(photos, min(_CHUNK, crops - start), size, generator)
+                chunks.append(torch.stack([self._encode(autoencoder, image) for image in self._images(photo, generator)]))
+                if on_chunk is not None:
+                    on_chunk(len(photo))
+            self.buckets.append(_Bucket(torch.cat(chunks, dim=1)))
+
+    def _images(self, photo: Tensor, generator: torch.Generator):
+        """The photographs (B, 3, H, W) and, operation by operation, what is not the photograph in its pair."""
+        yield photo
+        for operation in self.operations:
+            op = OPS[operation]
+            source, target = make_pair(op, photo, generator)
+            yield target if op.kind == "forward" else source
+
+    @staticmethod
+    @torch.no_grad()
+    def _encode(autoencoder: TinyAutoencoder, images: Tensor) -> Tensor:
+        on_gpu = images.device.type == "cuda"
+        with torch.autocast(images.device.type, torch.float16, enabled=on_gpu):
+            latents = autoencoder.encode(images)
+        return latents.to(torch.float16)
+
+    def sample(self, batch_size: int, generator: torch.Generator, weights: Tensor | None = None) -> EditBatch:
+        """A batch of one image size; `weights` (operations,) makes some operations likelier."""
+        device = generator.device
+        which = int(torch.randint(len(self.buckets), (1,), generator=generator, device=device))
+        latents = self.buckets[which].latents
+        if weights is None:
+            weights = torch.ones(len(self.operations), device=device)
+        operation = torch.multinomial(weights, batch_size, replacement=True, generator=generator)
+        crop = torch.randint(latents.shape[1], (batch_size,), generator=generator, device=device)
+        return EditBatch(
+            source=latents[self._source[operation], crop].float(),
+            target=latents[self._target[operation], crop].float(),
+            operation=operation,
+        )

@@ -1,0 +1,102 @@
+"""Pictures in and out: any photograph to RGB in [0, 1], results to files that are whole or not there, labelled sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import HywuError
+from .storage import atomic_path
+
+_MARGIN, _CAPTION = 6, 20
+
+
+def load_photo(path: str | Path) -> Tensor:
+    """A photograph as (1, 3, H, W) float32 in [0, 1]: upright by its EXIF, transparency on white, any mode.
+
+    Raises HywuError when the file is missing, is no image, or is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise HywuError(f"There is no photograph at {path}.")
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            image.load()
+    except UnidentifiedImageError as error:
+        raise HywuError(f"{path} is not an image that can be read; give a JPEG, PNG, WebP or TIFF file.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise HywuError(f"The photograph {path} is damaged or too large: {error}.") from error
+    return _to_tensor(_flatten(image))
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Any PIL mode to RGB."""
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):  # 16-bit grey scans; PIL's own conversion would clip them
+        values = np.asarray(image).astype(np.float32)
+        top = 65535.0 if values.max() > 255 else 255.0
+        if image.mode == "F" and values.max() <= 1:
+            top = 1.0
+        return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return pixels.permute(2, 0, 1)[None].float() / 255
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """An image (3, H, W) in [0, 1] to 8-bit RGB."""
+    return Image.fromarray((image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def check_image_path(path: str | Path) -> Path:
+    """A path an image can be written to; HywuError when its folder is missing or its suffix names no image format."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise HywuError(f"The folder {path.parent} does not exist; make it first.")
+    if path.is_dir():
+        raise HywuError(f"{path} is a folder; give the name of an image file.")
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise HywuError(f"'{path.name}' does not end in an image format such as .png or .jpg.")
+    return path
+
+
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Write a picture in the format of its suffix, whole or not at all."""
+    path = check_image_path(path)
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    options = {"quality": 95} if kind == "JPEG" else {}
+    with atomic_path(path) as temporary:
+        image.save(temporary, format=kind, **options)
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[Tensor]]], columns: Sequence[str]) -> Image.Image:
+    """A labelled grid: every row is (caption, images (3, H, W), one for each column)."""
+    height = max(image.shape[1] for _, images in rows for image in images)
+    width = max(image.shape[2] for _, images in rows for image in images)
+    cell_w, cell_h = width + _MARGIN, height + _CAPTION + _MARGIN
+    page = Image.new("RGB", (len(columns) * cell_w + _MARGIN, _CAPTION + len(rows) * cell_h), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    for column, heading in enumerate(columns):
+        draw.text((_MARGIN + column * cell_w, 3), heading, "black", font)
+    for row, (caption, images) in enumerate(rows):
+        top = _CAPTION + row * cell_h
+        draw.text((_MARGIN, top + 3), caption, "dimgray", font)
+        for column, image in enumerate(images):
+            page.paste(to_pil(image), (_MARGIN + column * cell_w, top + _CAPTION))
+    return page
+
+
+def save_sheet(rows: Sequence[tuple[str, Sequence[Tensor]]], columns: Sequence[str], path: str | Path) -> None:
+    """`sheet` into a file."""
+    save_image(sheet(rows, columns), path)

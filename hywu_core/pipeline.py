@@ -1,0 +1,117 @@
+"""Photograph and sentence in; a generated LoRA and an edited photograph out.
+
+Shapes: B batch, H x W pixels (multiples of 16 after fitting), Z latent channels, h x w latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .apply import attach
+from .backbones.embedded import EmbeddedBackbone
+from .backbones.sampling import euler, seeded_noise
+from .conditions.embedded import EmbeddedConditionEncoder, embedded_condition
+from .embedded import GENERATOR
+from .embedded.autoencoder import TinyAutoencoder
+from .embedded.sizing import fit_image
+from .embedded.text import EmbeddedTextEncoder
+from .errors import HywuError
+from .generator import ParameterGenerator, load_generator
+from .lora import Adapter
+
+DEFAULT_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What one call of the pipeline made; images (B, 3, H, W) in [0, 1] at the working size."""
+
+    source: Tensor
+    image: Tensor
+    adapter: Adapter | None
+
+
+class HywuPipeline:
+    """The embedded models together: encoders, generator, frozen backbone, autoencoder."""
+
+    def __init__(
+        self,
+        backbone: EmbeddedBackbone,
+        autoencoder: TinyAutoencoder,
+        text_encoder: EmbeddedTextEncoder,
+        generator: ParameterGenerator | None,
+    ) -> None:
+        """`generator` None edits with the frozen backbone alone; a generator for another model is a HywuError."""
+        if generator is not None:
+            check_embedded(generator)
+        self.backbone = backbone
+        self.autoencoder = autoencoder
+        self.text_encoder = text_encoder
+        self.generator = generator
+
+    @classmethod
+    def from_embedded(
+        cls, generator: str | Path | None = None, device: str | torch.device = "cpu"
+    ) -> HywuPipeline:
+        """The models that ship with the project, with another generator file if one is named."""
+        return cls(
+            EmbeddedBackbone.load(device=device),
+            TinyAutoencoder.load(device=device),
+            EmbeddedTextEncoder.load().to(device),
+            load_generator(generator if generator is not None else GENERATOR, device=device).eval(),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(self.backbone.parameters()).device
+
+    @torch.no_grad()
+    def edit(
+        self,
+        images: Tensor,
+        instructions: Sequence[str],
+        *,
+        seed: int = 0,
+        steps: int = DEFAULT_STEPS,
+        strength: float = 1.0,
+        frozen_base: bool = False,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Edit:
+        """Edit images (B, 3, H, W) in [0, 1], each by its own instruction and its own generated LoRA.
+
+        `frozen_base` (or a pipeline without a generator) leaves the LoRA out, to see what the backbone does alone.
+        """
+        if len(images) != len(instructions):
+            raise HywuError(f"Got {len(images)} images and {len(instructions)} instructions; give one for each image.")
+        source = fit_image(images.to(self.device))
+        latents = self.autoencoder.encode(source)
+        text = self.text_encoder.encode(list(instructions))
+        adapter = None
+        if self.generator is not None and not frozen_base:
+            adapter = self.generator(embedded_condition(latents, text))
+
+        def velocity(x: Tensor, time: float) -> Tensor:
+            return self.backbone(x, torch.full((len(x),), time, device=x.device), latents, text)
+
+        applied = attach(self.backbone.transformer, adapter, strength) if adapter is not None else nullcontext()
+        with applied:
+            result = euler(velocity, seeded_noise(latents.shape, seed).to(self.device), steps, on_step)
+        return Edit(source, self.autoencoder.decode(result), adapter)
+
+
+def check_embedded(generator: ParameterGenerator) -> None:
+    """HywuError unless the generator was trained with the embedded encoder for the embedded backbone."""
+    encoder = generator.encoder_info.get("kind")
+    backbone = generator.backbone_info.get("kind")
+    if encoder != EmbeddedConditionEncoder.kind or backbone != EmbeddedBackbone.kind:
+        raise HywuError(
+            f"This generator adapts the backbone '{backbone}' and reads the conditions of the encoder '{encoder}'; "
+            f"the embedded models need '{EmbeddedBackbone.kind}' and '{EmbeddedConditionEncoder.kind}'."
+        )

@@ -1,0 +1,1 @@
+"""Training: recipes for every shipped model, one loop, resumable checkpoints."""

@@ -1,0 +1,79 @@
+"""Recipe `embedded_autoencoder`: the TAESD-architecture autoencoder, trained for fidelity (PSNR) on photographs.
+
+Shapes: B batch, H x W pixels, Z latent channels, h x w latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.metrics import psnr
+from ..data.photo_ops import OPS, make_pair
+from ..data.photos import load_tensors, random_crops
+from ..embedded.autoencoder import TinyAutoencoder
+from ..embedded.sizing import fit_image
+from ..images import save_sheet
+from ..storage import write_safetensors
+from .loop import Task
+
+CROP = 128  # the network is convolutional: small crops see more of the photographs per second
+EDITED_SHARE = 0.5  # of a batch that shows an operation's result: the autoencoder must carry those too
+OPERATIONS_PER_BATCH = 6
+LATENT_NOISE = 0.05  # the decoder must bear the small errors of a diffusion model
+MOMENT_WEIGHT = 1e-2
+
+
+class AutoencoderTask(Task):
+    """Mean squared error on pixels, with latents kept at zero mean and unit variance for the flow to start from."""
+
+    name = "embedded_autoencoder"
+    file_name = "hywu_embedded_autoencoder.safetensors"
+
+    def __init__(self, device: torch.device, compiled: bool, operations: Sequence[str] = tuple(OPS)) -> None:
+        self.module = TinyAutoencoder().to(device, memory_format=torch.channels_last)
+        halves = (self.module.taesd_encoder, self.module.taesd_decoder)
+        self._encode, self._decode = (torch.compile(half) for half in halves) if compiled else halves
+        self.operations = operations
+        self.photos = [photo.to(device) for photo in load_tensors("train")]
+        self.device = device
+
+    def _batch(self, size: int, generator: torch.Generator) -> Tensor:
+        images = random_crops(self.photos, size, (CROP, CROP), generator)
+        edited = int(size * EDITED_SHARE)
+        for part in torch.arange(edited).chunk(OPERATIONS_PER_BATCH):
+            op = OPS[self.operations[int(torch.randint(len(self.operations), (), generator=generator, device=self.device))]]
+            source, target = make_pair(op, images[part], generator)
+            images[part] = target if op.kind == "forward" else source
+        return images
+
+    def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """Reconstruction error plus the distance of the latents' moments from a standard normal's."""
+        images = self._batch(batch_size, generator).contiguous(memory_format=torch.channels_last)
+        latents = self._encode(images)
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        restored = self._decode(latents + LATENT_NOISE * noise).float()
+        mean, std = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))
+        moments = mean.square().mean() + (std - 1).square().mean()
+        return F.mse_loss(restored, images) + MOMENT_WEIGHT * moments
+
+    @torch.no_grad()
+    def finish(self, out: Path) -> str:
+        """Write the file "Load VAE" opens, and measure it on the held-out photographs at the working size."""
+        model = self.module.eval()
+        write_safetensors(out / self.file_name, model.comfy_state_dict(), {"format": "pt"})
+        rows, scores = [], []
+        for photo in load_tensors("held_out"):
+            image = fit_image(photo[None].float() / 255).to(self.device)
+            restored = model.decode(model.encode(image))
+            scores.append(float(psnr(restored, image)))
+            rows.append((f"{scores[-1]:.1f} dB", (image[0], restored[0])))
+        save_sheet(rows, ("photograph", "decoded"), out / "before_after.png")
+        return (
+            f"On {len(scores)} held-out photographs the autoencoder restores {sum(scores) / len(scores):.2f} dB "
+            f"(from {min(scores):.2f} to {max(scores):.2f})."
+        )

@@ -1,0 +1,62 @@
+"""What every training run has in common, whatever it trains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+
+from ..errors import HywuError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation settings; AdamW with a linear warm-up and a cosine decay to zero."""
+
+    steps: int = 1000
+    batch_size: int = 32
+    lr: float = 1e-3
+    warmup: int = 50
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    seed: int = 0
+    device: str = "auto"  # cuda, then mps, then cpu
+    precision: str = "fp32"  # "bf16": autocast, float32 master weights
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise HywuError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("lr", "grad_clip"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise HywuError(f"{name} is {getattr(self, name)}; it must be a positive number.")
+        for name in ("warmup", "weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise HywuError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        if self.precision not in ("fp32", "bf16"):
+            raise HywuError(f"precision is '{self.precision}'; choose fp32 or bf16.")
+        resolve_device(self.device)
+
+    def learning_rate(self, step: int) -> float:
+        """The rate at a step counted from 0: warm-up, then a half cosine that ends at zero."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for the run folder."""
+        return asdict(self)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a name, "auto" being the best there is; HywuError when it is not available."""
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise HywuError(f"The device '{name}' is not available here: {str(error).splitlines()[0]}") from error

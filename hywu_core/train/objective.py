@@ -1,0 +1,37 @@
+"""Flow matching: the one loss of the embedded backbone and of the generator on top of it (paper 3.6).
+
+Shapes: B batch, Z latent channels, h x w latents.
+
+x_t = (1 - t) * image + t * noise and the model predicts v = noise - image; the convention of FLUX.1 and of
+`hywu_core.backbones.sampling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+UNIFORM_SHARE = 0.5  # of the times; the rest is logit-normal(0, 1), denser in the middle
+
+
+def sample_times(n: int, generator: torch.Generator) -> Tensor:
+    """Times (n,) in (0, 1)."""
+    device = generator.device
+    uniform = torch.rand(n, generator=generator, device=device)
+    middling = torch.randn(n, generator=generator, device=device).sigmoid()
+    pick = torch.rand(n, generator=generator, device=device) < UNIFORM_SHARE
+    return torch.where(pick, uniform, middling)
+
+
+def flow_matching_loss(
+    velocity: Callable[[Tensor, Tensor], Tensor], target: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Mean squared error of `velocity(x_t, t)` at random times, for clean latents `target` (B, Z, h, w)."""
+    time = sample_times(len(target), generator)
+    noise = torch.randn(target.shape, generator=generator, device=target.device)
+    t = time.view(-1, 1, 1, 1)
+    predicted = velocity((1 - t) * target + t * noise, time)
+    return F.mse_loss(predicted.float(), noise - target)

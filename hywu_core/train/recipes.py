@@ -1,0 +1,152 @@
+"""The recipes of `python -m hywu_core.train`: each names a task, its defaults, and what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from ..errors import HywuError
+from .config import TrainConfig, resolve_device
+from .loop import Task
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make one of the shipped models again."""
+
+    name: str
+    summary: str
+    defaults: TrainConfig
+    build: Callable[[TrainConfig, Settings], Task]
+    settings: Settings  # further names that `--set name=value` accepts, with their defaults
+
+
+def _autoencoder(config: TrainConfig, settings: Settings) -> Task:
+    from .autoencoder import AutoencoderTask
+
+    torch.manual_seed(config.seed)
+    return AutoencoderTask(resolve_device(config.device), settings["compile"])
+
+
+def _backbone(config: TrainConfig, settings: Settings) -> Task:
+    from ..backbones.embedded import EmbeddedBackboneConfig
+    from .backbone import BackboneTask
+    from .world import WorldConfig
+
+    return BackboneTask(
+        EmbeddedBackboneConfig(n_double=settings["n_double"], n_single=settings["n_single"]),
+        WorldConfig(crops=settings["crops"], variants=settings["variants"]),
+        resolve_device(config.device),
+        config.seed,
+        settings["compile"],
+    )
+
+
+# What the short demonstration learns: four operations the base has never seen, in two conflicting pairs.
+DEMO_OPERATIONS = ("darken", "cool", "white_vignette", "darken_bottom")
+
+
+def _generator(config: TrainConfig, settings: Settings) -> Task:
+    from .hywu import HywuTask, HywuTrainingConfig
+    from .world import WorldConfig
+
+    return HywuTask(
+        "embedded_generator",
+        HywuTrainingConfig(base_share=settings["base_share"], rank=settings["rank"], n_layers=settings["n_layers"]),
+        WorldConfig(crops=settings["crops"], variants=settings["variants"]),
+        resolve_device(config.device),
+        config.seed,
+    )
+
+
+def _demo(config: TrainConfig, settings: Settings) -> Task:
+    from .hywu import HywuTask, HywuTrainingConfig
+    from .world import WorldConfig
+
+    size = settings["size"]
+    return HywuTask(
+        "embedded_demo",
+        HywuTrainingConfig(
+            operations=DEMO_OPERATIONS, rank=4, d_model=128, n_layers=2, area=size * size, photos=settings["photos"]
+        ),
+        WorldConfig(sizes=((size, size),), crops=settings["crops"], variants=settings["variants"]),
+        resolve_device(config.device),
+        config.seed,
+    )
+
+
+def _recipes() -> tuple[Recipe, ...]:
+    return (
+        Recipe(
+            "embedded_demo",
+            "a small generator for four new operations on the frozen embedded backbone, in minutes on a CPU",
+            TrainConfig(steps=200, batch_size=8, lr=2e-3, warmup=20, checkpoint_every=50),
+            _demo,
+            {"size": 128, "crops": 24, "variants": 1, "photos": 2},
+        ),
+        Recipe(
+            "embedded_autoencoder",
+            "the embedded autoencoder",
+            TrainConfig(steps=6000, batch_size=96, lr=1e-3, warmup=100, weight_decay=0.0, precision="bf16"),
+            _autoencoder,
+            {"compile": True},
+        ),
+        Recipe(
+            "embedded_backbone",
+            "the embedded FLUX Kontext backbone, pretrained on the base operations",
+            TrainConfig(steps=12000, batch_size=192, lr=1e-3, warmup=300, precision="bf16"),
+            _backbone,
+            {"n_double": 1, "n_single": 4, "crops": 384, "variants": 6, "compile": True},
+        ),
+        Recipe(
+            "embedded_generator",
+            "the embedded HY-WU generator for all operations, on the frozen backbone",
+            TrainConfig(steps=8000, batch_size=192, lr=1e-3, warmup=300, precision="bf16"),
+            _generator,
+            {"base_share": 0.3, "rank": 8, "n_layers": 3, "crops": 384, "variants": 6},
+        ),
+    )  # fmt: skip
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a name; HywuError with the names there are."""
+    known = {each.name: each for each in _recipes()}
+    if name not in known:
+        raise HywuError(f"There is no recipe '{name}'; choose from {', '.join(known)}.")
+    return known[name]
+
+
+def names() -> tuple[str, ...]:
+    """All recipe names, the default first."""
+    return tuple(each.name for each in _recipes())
+
+
+def configure(chosen: Recipe, overrides: Settings) -> tuple[TrainConfig, Settings]:
+    """Split overrides between the common settings and the recipe's own; strings become the default's type."""
+    common = {field.name for field in fields(TrainConfig)}
+    config, settings = {}, dict(chosen.settings)
+    for name, value in overrides.items():
+        if name in common:
+            config[name] = _typed(name, value, getattr(chosen.defaults, name))
+        elif name in settings:
+            settings[name] = _typed(name, value, settings[name])
+        else:
+            known = ", ".join(sorted(common | settings.keys()))
+            raise HywuError(f"The recipe '{chosen.name}' has no setting '{name}'; it has {known}.")
+    return replace(chosen.defaults, **config), settings
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    if not isinstance(value, str) or isinstance(default, str):
+        return value
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+        return type(default)(value)
+    except (KeyError, ValueError) as error:
+        raise HywuError(f"{name} is '{value}'; it must be a {type(default).__name__}.") from error

@@ -1,0 +1,128 @@
+"""What the two diffusion recipes of the embedded world share: data, text, and how an edit is judged.
+
+Shapes: B batch, H x W pixels, Z latent channels, h x w latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.instructions import Phrase, phrases
+from ..data.latents import LatentPool
+from ..data.metrics import psnr
+from ..data.photo_ops import OPS, make_pair
+from ..data.photos import load_tensors
+from ..data.prompts import PromptPool
+from ..embedded.autoencoder import TinyAutoencoder
+from ..embedded.sizing import WORKING_AREA, fit_image
+from ..embedded.text import EmbeddedTextEncoder
+from ..pipeline import HywuPipeline
+
+FULL_SIZES = ((256, 256), (256, 256), (224, 288), (288, 224), (192, 336), (336, 192), (208, 304), (304, 208))
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """How much to see: image sizes, crops for each size, varied wordings for each phrase."""
+
+    sizes: tuple[tuple[int, int], ...] = FULL_SIZES
+    crops: int = 384
+    variants: int = 6
+
+
+class EmbeddedWorld:
+    """Exact edits of the training photographs under some operations, in latents and words."""
+
+    def __init__(self, operations: Sequence[str], config: WorldConfig, device: torch.device, seed: int) -> None:
+        self.operations = tuple(operations)
+        self.autoencoder = TinyAutoencoder.load(device=device)
+        self.text_encoder = EmbeddedTextEncoder.load().to(device)
+        generator = torch.Generator(device).manual_seed(seed)
+        with tqdm(total=config.crops * len(config.sizes), desc="encoding exact edits", unit="crop") as bar:
+            photos = [photo.to(device) for photo in load_tensors("train")]
+            self.pool = LatentPool(
+                photos, operations, self.autoencoder, config.sizes, config.crops, generator, bar.update
+            )
+        self.prompts = PromptPool(operations, self.text_encoder, config.variants, generator)
+
+
+@dataclass(frozen=True)
+class EditCase:
+    """A held-out photograph, an operation in somebody's words, and the exact result."""
+
+    photo: int
+    phrase: Phrase
+    clean: Tensor  # (3, H, W), the photograph; an inverse operation's source is made from it
+    source: Tensor  # (3, H, W)
+    target: Tensor  # (3, H, W)
+
+    @property
+    def operation(self) -> str:
+        """The operation asked for."""
+        return self.phrase.operation
+
+    @property
+    def prompt(self) -> str:
+        """The words it is asked for in."""
+        return self.phrase.text
+
+
+def held_out_cases(
+    operations: Sequence[str],
+    wordings: int,
+    photos: int | None = None,
+    area: int = WORKING_AREA,
+    split: str = "held_out",
+    languages: tuple[str, ...] = ("en",),
+) -> list[EditCase]:
+    """Every operation on the (first `photos`) held-out photographs, asked for in `wordings` phrases of each language.
+
+    The phrases are of `split`, "held_out" or "train"; the photographs are never trained on.
+    """
+    cases = []
+    for index, photo in enumerate(load_tensors("held_out")[:photos]):
+        image = fit_image(photo[None].float() / 255, area)
+        for operation in operations:
+            source, target = make_pair(OPS[operation], image, torch.Generator().manual_seed(index))
+            for language in languages:
+                for phrase in phrases(split, [operation], (language,))[:wordings]:
+                    cases.append(EditCase(index, phrase, image[0], source[0], target[0]))
+    return cases
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One case after editing, all in dB of PSNR to the exact result."""
+
+    case: EditCase
+    result: Tensor  # (3, H, W)
+    score: float
+    untouched: float
+
+
+def judge(
+    pipeline: HywuPipeline, cases: Sequence[EditCase], *, frozen_base: bool = False, steps: int = 8, batch: int = 8
+) -> list[Judged]:
+    """Edit every case (in batches of one photograph, hence one size) and compare with the exact results."""
+    judged = []
+    ordered = sorted(cases, key=lambda case: case.photo)
+    groups = [[c for c in ordered if c.photo == photo] for photo in sorted({c.photo for c in ordered})]
+    chunks = [group[i : i + batch] for group in groups for i in range(0, len(group), batch)]
+    for chunk in tqdm(chunks, desc="editing held-out photographs", unit="batch"):
+        source = torch.stack([case.source for case in chunk])
+        target = torch.stack([case.target for case in chunk])
+        prompts = [case.prompt for case in chunk]
+        image = pipeline.edit(source, prompts, steps=steps, frozen_base=frozen_base).image.cpu()
+        scores = zip(psnr(image, target).tolist(), psnr(source, target).tolist(), strict=True)
+        judged += [Judged(c, r, s, u) for c, r, (s, u) in zip(chunk, image, scores, strict=True)]
+    return judged
+
+
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean."""
+    return sum(values) / len(values)

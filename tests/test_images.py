@@ -1,0 +1,81 @@
+"""Photographs of every mode and orientation, and files that are no photographs."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hywu_core.errors import HywuError
+from hywu_core.images import load_photo, save_image, sheet, to_pil
+
+GRADIENT = np.linspace(0, 255, 40 * 30 * 3).reshape(40, 30, 3).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr"])
+def test_any_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / ("photo.tiff" if mode in ("CMYK", "YCbCr") else "photo.png")
+    image = Image.fromarray(GRADIENT)
+    image = image.convert("L").convert(mode) if mode in ("LA",) else image.convert(mode)
+    image.save(path)
+    photo = load_photo(path)
+    assert photo.shape == (1, 3, 40, 30) and photo.dtype == torch.float32
+    assert 0 <= photo.min() and photo.max() <= 1 and photo.std() > 0.1
+
+
+def test_sixteen_bit_grey_keeps_its_tones(tmp_path):
+    Image.fromarray(np.linspace(0, 65535, 40 * 30).reshape(40, 30).astype(np.uint16)).save(tmp_path / "scan.png")
+    photo = load_photo(tmp_path / "scan.png")
+    assert photo.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    Image.fromarray(GRADIENT).save(tmp_path / "upright.jpg", exif=exif)
+    assert load_photo(tmp_path / "upright.jpg").shape == (1, 3, 30, 40)
+
+
+def test_transparency_lies_on_white(tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert torch.equal(load_photo(tmp_path / "clear.png"), torch.ones(1, 3, 8, 8))
+
+
+def test_a_text_file_is_no_photograph(tmp_path):
+    (tmp_path / "notes.jpg").write_text("not a picture")
+    with pytest.raises(HywuError, match="not an image"):
+        load_photo(tmp_path / "notes.jpg")
+
+
+def test_a_truncated_photograph_is_named(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(HywuError, match="damaged"):
+        load_photo(tmp_path / "a.jpg")
+
+
+def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
+    save_image(Image.new("RGB", (4, 4), "red"), tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+
+    def full_disk(self, file, *args, **kwargs):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(HywuError, match="No space left"):
+        save_image(Image.new("RGB", (4, 4), "blue"), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_sheet_shows_its_pictures_unchanged():
+    image = torch.rand(3, 16, 20)
+    page = sheet([("caption", (image, image))], ("a", "b"))
+    found = np.asarray(page)
+    tile = np.asarray(to_pil(image))
+    assert any(
+        np.array_equal(found[y : y + 16, x : x + 20], tile)
+        for y in range(page.height - 15)
+        for x in range(page.width - 19)
+    )

@@ -23,10 +23,10 @@ from .linear import low_rank_update
 class _SidePath:
     """One low-rank update of one module."""
 
-    def __init__(self) -> None:
-        self.A: Tensor
-        self.B: Tensor
-        self.scale: float
+    A: Tensor
+    B: Tensor
+    scale: float
+    dispatcher: _Dispatcher | None = None
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
         return low_rank_update(y, x, self.A, self.B, self.scale) if self.scale else y
@@ -40,8 +40,9 @@ class _Dispatcher:
         self.overridden = "forward" in module.__dict__  # some other tool shadows the class's forward already
         self.paths: tuple[_SidePath, ...] = ()
 
-    def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
-        y = self.own(x, *args, **kwargs)
+    def __call__(self, *args, **kwargs) -> Tensor:
+        y = self.own(*args, **kwargs)
+        x = args[0] if args else next(iter(kwargs.values()))
         for path in self.paths:
             y = path(y, x)
         return y
@@ -116,7 +117,7 @@ class Attachment:
             difference = adapter.keys() ^ self._modules.keys()
             raise HywuError(
                 f"The adapter to swap in has {len(adapter)} targets, the attached one {len(self._modules)}; "
-                f"they differ in {len(difference)} names, such as {min(difference)!r}. Remove this one first, "
+                f"they differ in {len(difference)} names, such as {min(difference)!r}. Remove this one, "
                 "then attach the other."
             )
         for name, module in self._modules.items():
@@ -129,7 +130,7 @@ class Attachment:
             return
         self._attached = False
         for name, module in self._modules.items():
-            if hasattr(self._paths[name], "dispatcher"):
+            if self._paths[name].dispatcher is not None:
                 _Dispatcher.drop(module, self._paths[name])
 
     def __enter__(self) -> Attachment:

@@ -193,8 +193,8 @@ class Adapter(Mapping[str, Pair]):
             if not fits:
                 raise HywuError(
                     f"Target {name!r} has A {tuple(A.shape)} and B {tuple(B.shape)}; expected "
-                    f"A ({batch}, [experts,] {rank}, d_in) and B ({batch}, [experts,] d_out, {rank}) as in the "
-                    "first target."
+                    f"A ({batch}, [experts,] {rank}, d_in) and B ({batch}, [experts,] d_out, {rank}) as in "
+                    "the first target."
                 )
 
     def check_shapes(self, spec: LoraSpec) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
-    """How the LoRA files of one family of backbones name things.
+    """How one family of backbones and its LoRA files name things.
 
-    blocks: name of a ModuleList -> (its name in files of the original release, {original module: target
-        modules}). An original module that is several targets is fused: their outputs follow each other in
-        its rows.
+    prefix: what stock loaders expect before a target name.
+    modelspec, base_model_version: what the file's header calls the backbone.
+    blocks: target ModuleList -> (original ModuleList, {original module: target modules}), where "original" is
+        the naming of the first release. An original module that is several targets is fused: their outputs
+        follow each other in its rows.
     loose: modules outside the blocks, original name -> target name.
-    prefix: what stock loaders expect before the target name.
     """
 
     name: str
@@ -25,12 +27,52 @@ class Architecture:
     blocks: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]]
     loose: Mapping[str, str] = field(default_factory=dict)
 
-    def knows(self, target: str) -> bool:
-        """Whether a target name belongs to this architecture."""
-        match = re.fullmatch(r"(\w+)\.(\d+)\.(.+)", target)
-        if match is None or match[1] not in self.blocks:
-            return target in self.loose.values()
-        return any(match[3] in parts for parts in self.blocks[match[1]][1].values())
+    def targets_of(self, name: str) -> tuple[str, ...] | None:
+        """The targets that a module is, by its target name, its original one, or either with "_" for "."."""
+        if name in self._loose_spellings:
+            return (self._loose_spellings[name],)
+        match = self._pattern.fullmatch(name)
+        if match is None:
+            return None
+        blocks, modules = self._spellings[match[1]]
+        parts = modules.get(match[3])
+        return None if parts is None else tuple(f"{blocks}.{match[2]}.{part}" for part in parts)
+
+    def original_of(self, target: str) -> tuple[str, tuple[str, ...]]:
+        """The original module that holds a target, and all targets it holds. The target must be known."""
+        for original, loose in self.loose.items():
+            if loose == target:
+                return original, (target,)
+        blocks, index, module = target.split(".", 2)
+        original_blocks, modules = self.blocks[blocks]
+        original, parts = next((o, parts) for o, parts in modules.items() if module in parts)
+        return f"{original_blocks}.{index}.{original}", tuple(f"{blocks}.{index}.{part}" for part in parts)
+
+    def has(self, target: str) -> bool:
+        """Whether this is the name of a target."""
+        return self.targets_of(target) == (target,)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(rf"({'|'.join(self._spellings)})[._](\d+)[._](.+)")
+
+    @cached_property
+    def _spellings(self) -> dict[str, tuple[str, dict[str, tuple[str, ...]]]]:
+        """Any name of a ModuleList -> (target ModuleList, {any name of a module: target modules})."""
+        spellings = {}
+        for blocks, (original_blocks, modules) in self.blocks.items():
+            targets = {part: (part,) for parts in modules.values() for part in parts}
+            spellings[original_blocks] = (blocks, _with_flat(modules))
+            spellings[blocks] = (blocks, _with_flat(targets))
+        return spellings
+
+    @cached_property
+    def _loose_spellings(self) -> dict[str, str]:
+        return _with_flat({**self.loose, **{target: target for target in self.loose.values()}})
+
+
+def _with_flat(names: Mapping) -> dict:
+    return {**{name.replace(".", "_"): value for name, value in names.items()}, **names}
 
 
 def _same(*names: str) -> dict[str, tuple[str, ...]]:
@@ -119,5 +161,11 @@ ARCHITECTURES = (FLUX, QWEN_IMAGE)
 def architecture_of(targets: Iterable[str]) -> Architecture | None:
     """The architecture that has all these targets; None if it is another one, or if several have them."""
     targets = list(targets)
-    fitting = [a for a in ARCHITECTURES if all(a.knows(target) for target in targets)]
+    fitting = [a for a in ARCHITECTURES if all(a.has(target) for target in targets)]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def likeliest(modules: Iterable[str]) -> Architecture:
+    """The architecture that knows most of these module names; if two know the same, they agree on them."""
+    modules = list(modules)
+    return max(ARCHITECTURES, key=lambda a: sum(a.targets_of(module) is not None for module in modules))

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from ..errors import HywuError
 from ..storage import atomic_path, open_safetensors, write_safetensors
 from .adapter import Adapter
-from .keys import Factors, KeyFormat, architecture_of, from_file, resolve_format, to_file
+from .architectures import architecture_of
+from .keys import Factors, KeyFormat, from_file, resolve_format, to_file
 
 FORMAT_VERSION = "1"
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
@@ -54,7 +55,7 @@ def save_adapter(
         "hywu.format_version": FORMAT_VERSION,
         "hywu.key_format": key_format,
         "hywu.strength": repr(float(strength)),
-        "hywu.scale": repr(scale / baked if baked else 1.0),
+        "hywu.scale": repr(scale if key_format == "native" else 1.0),
     }
     write_safetensors(path, to_file(factors, key_format), header | dict(metadata or {}))
     return path
@@ -128,8 +129,8 @@ def _export(adapter: Adapter, scale: float, dtype: torch.dtype) -> dict[str, Fac
     adapter = adapter.detach().check()
     exported = {}
     for name, (A, B) in adapter.items():
-        B = B[0].to("cpu", torch.float32) * scale
-        exported[name] = Factors(_compact(A[0], dtype), _compact(B, dtype))
+        B = B.to(torch.promote_types(B.dtype, torch.float32)) * scale
+        exported[name] = Factors(_compact(A[0], dtype), _compact(B[0], dtype))
     # A cast can overflow (float16 ends at 65504), and so can the strength.
     Adapter({name: (f.A[None], f.B[None]) for name, f in exported.items()}).check()
     return exported

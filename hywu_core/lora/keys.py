@@ -10,7 +10,6 @@ inverses of each other for every format.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HywuError
-from .architectures import ARCHITECTURES, FLUX, Architecture, architecture_of
+from .architectures import FLUX, Architecture, architecture_of, likeliest
 
 KeyFormat = Literal["auto", "comfy", "diffusers", "native", "kohya"]
 
@@ -28,16 +27,11 @@ logger = logging.getLogger("hywu")
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """A module's factors as they stand in a file: A (r, d_in), B (d_out, r); the update is alpha / r * B @ A."""
+    """One module's factors: A ([E,] r, d_in), B ([E,] d_out, r); the update is scale * B @ A."""
 
     A: Tensor
     B: Tensor
-    alpha: float | None = None
-
-    @property
-    def scale(self) -> float:
-        """alpha / r; 1 without an alpha, as every loader has it."""
-        return 1.0 if self.alpha is None else self.alpha / self.A.shape[-2]
+    scale: float = 1.0
 
 
 # Kinds of factor names, the most specific first: (suffix of A, suffix of B).
@@ -48,8 +42,8 @@ _SUFFIXES = (
     (".lora.down.weight", ".lora.up.weight"),
     ("_lora.down.weight", "_lora.up.weight"),
 )
-_DOTTED_PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.")
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+_PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", *_FLAT_PREFIXES)
 _TEXT_ENCODER = ("lora_te", "text_encoder")
 
 
@@ -66,16 +60,19 @@ def resolve_format(key_format: KeyFormat, targets: Iterable[str]) -> KeyFormat:
     targets = list(targets)
     if architecture_of(targets):
         return "comfy"
-    return "diffusers" if all(FLUX.knows(target) for target in targets) else "native"
+    return "diffusers" if all(FLUX.has(target) for target in targets) else "native"
 
 
 def to_file(factors: Mapping[str, Factors], key_format: KeyFormat) -> dict[str, Tensor]:
-    """Name the factors of each target for a file; fused modules are joined with block-diagonal B.
+    """Name the factors of each target for a file; scales must be in B already.
 
     Raises `HywuError` if the format has no names for these targets.
     """
     key_format = resolve_format(key_format, factors)
     architecture = architecture_of(factors)
+    for name, f in factors.items():
+        if f.A.dim() != 2 and key_format != "native":
+            raise HywuError(f"Target {name!r} has an expert axis; only 'native' files can hold it.")
     if key_format == "kohya":
         return _to_kohya(factors, architecture)
     prefix = {
@@ -109,22 +106,12 @@ def from_file(tensors: Mapping[str, Tensor], native: bool = False) -> dict[str, 
         logger.warning(
             "Skipped %d text encoder tensors of a LoRA file: only the backbone is adapted.", skipped
         )
-    factors: dict[str, Factors] = {}
-    for module, parts in halves.items():
-        if not {"A", "B"} <= parts.keys():
-            raise HywuError(
-                f"The LoRA file has only {' and '.join(sorted(parts))} of {module!r}; it is damaged."
-            )
-        read = _factors(module, parts)
-        targets = {module: read} if native else _targets_of(module, read)
-        if twice := targets.keys() & factors.keys():
-            raise HywuError(f"The LoRA file adapts {min(twice)!r} twice, under different names.")
-        factors |= targets
-    if not factors:
+    if not halves:
         raise HywuError(
-            "The file holds no LoRA: none of its tensors is named lora_A, lora_B, lora_down or lora_up."
+            "The file holds no LoRA: none of its tensors is a lora_A, lora_B, lora_down or lora_up."
         )
-    return factors
+    modules = {module: _factors(module, parts) for module, parts in halves.items()}
+    return modules if native else _renamed(modules)
 
 
 def _split_key(key: str) -> tuple[str, str]:
@@ -141,63 +128,52 @@ def _split_key(key: str) -> tuple[str, str]:
 
 
 def _factors(module: str, parts: Mapping[str, Tensor]) -> Factors:
+    if not {"A", "B"} <= parts.keys():
+        raise HywuError(f"The LoRA file has only {' and '.join(sorted(parts))} of {module!r}; it is damaged.")
     A, B = (t[:, :, 0, 0] if t.dim() == 4 and t.shape[2:] == (1, 1) else t for t in (parts["A"], parts["B"]))
     fitting = A.dim() == B.dim() in (2, 3) and A.shape[:-2] == B.shape[:-2] and A.shape[-2] == B.shape[-1]
     if not fitting or 0 in (*A.shape, *B.shape):
         raise HywuError(f"The LoRA factors of {module!r} do not fit: A {tuple(A.shape)}, B {tuple(B.shape)}.")
     alpha = parts.get("alpha")
-    if alpha is not None and alpha.numel() != 1:
+    if alpha is not None and (alpha.numel() != 1 or alpha.is_complex()):
         raise HywuError(f"The alpha of {module!r} has shape {tuple(alpha.shape)}; it must be one number.")
-    return Factors(A, B, None if alpha is None else alpha.item())
+    return Factors(A, B, 1.0 if alpha is None else float(alpha.item()) / A.shape[-2])
 
 
-def _targets_of(module: str, factors: Factors) -> dict[str, Factors]:
-    name = module
-    for prefix in _DOTTED_PREFIXES:
-        name = name.removeprefix(prefix)
-    flat = next((prefix for prefix in _FLAT_PREFIXES if name.startswith(prefix)), None)
-    if flat:
-        name = _unflatten(name.removeprefix(flat))
-    return _unfuse(name, factors)
+def _renamed(modules: Mapping[str, Factors]) -> dict[str, Factors]:
+    """From the file's module names to target names; fused modules come apart."""
+    bare = {_without_prefix(module): factors for module, factors in modules.items()}
+    architecture = likeliest(bare)
+    renamed: dict[str, Factors] = {}
+    for module, factors in modules.items():
+        name = _without_prefix(module)
+        targets = architecture.targets_of(name)
+        if targets is None and module.startswith(_FLAT_PREFIXES):
+            raise HywuError(f"The LoRA file adapts {module!r}, which neither FLUX nor Qwen-Image has.")
+        cut = _cut(targets or (name,), factors)  # a dotted name that no table has is the module's path itself
+        if twice := cut.keys() & renamed.keys():
+            raise HywuError(f"The LoRA file adapts {min(twice)!r} twice, under different names.")
+        renamed |= cut
+    return renamed
 
 
-def _unflatten(flat: str) -> str:
-    """'double_blocks_3_img_attn_qkv' -> 'double_blocks.3.img_attn.qkv', by the tables: '_' is ambiguous."""
-    for architecture in ARCHITECTURES:
-        for original, target in architecture.loose.items():
-            if flat in (original.replace(".", "_"), target.replace(".", "_")):
-                return target
-        for blocks, (original_blocks, modules) in architecture.blocks.items():
-            match = re.fullmatch(rf"({blocks}|{original_blocks})_(\d+)_(\w+)", flat)
-            if match is None:
-                continue
-            for name in (*modules, *(part for parts in modules.values() for part in parts)):
-                if match[3] == name.replace(".", "_"):
-                    return f"{match[1]}.{match[2]}.{name}"
-    raise HywuError(f"The LoRA file adapts a module {flat!r} that no known backbone has (FLUX, Qwen-Image).")
+def _without_prefix(module: str) -> str:
+    for prefix in _PREFIXES:
+        module = module.removeprefix(prefix)
+    return module
 
 
-def _unfuse(name: str, factors: Factors) -> dict[str, Factors]:
-    """Rename a module of FLUX's first release; cut a fused one into its targets, which share A."""
-    if name in FLUX.loose:
-        return {FLUX.loose[name]: factors}
-    match = re.fullmatch(r"(double_blocks|single_blocks)\.(\d+)\.(.+)", name)
-    if match is None:
-        return {name: factors}
-    blocks, modules = next((b, m) for b, (original, m) in FLUX.blocks.items() if original == match[1])
-    if match[3] not in modules:
-        raise HywuError(f"The LoRA file adapts {name!r}, which FLUX does not have.")
-    parts = modules[match[3]]
-    targets = [f"{blocks}.{match[2]}.{part}" for part in parts]
-    if len(parts) == 1:
+def _cut(targets: tuple[str, ...], factors: Factors) -> dict[str, Factors]:
+    """A fused module's targets share A and own slices of B: q, k, v as wide as the input, then the MLP."""
+    if len(targets) == 1:
         return {targets[0]: factors}
-    width = factors.A.shape[1]  # q, k and v are as wide as the input; the MLP is the rest
-    rest = factors.B.shape[0] - (len(parts) - 1) * width
-    if rest <= 0:
+    outputs, width = factors.B.shape[0], factors.A.shape[-1]
+    widths = [width] * (len(targets) - 1)
+    if outputs <= sum(widths):
         raise HywuError(
-            f"{name!r} has {factors.B.shape[0]} outputs; too few for {', '.join(parts)} of {width}."
+            f"A fused module has {outputs} outputs; too few for {', '.join(targets)} of {width} each."
         )
-    slices = factors.B.split([width] * (len(parts) - 1) + [rest])
+    slices = factors.B.split([*widths, outputs - sum(widths)])
     return {target: _without_idle_ranks(factors, B) for target, B in zip(targets, slices, strict=True)}
 
 
@@ -206,42 +182,23 @@ def _without_idle_ranks(factors: Factors, B: Tensor) -> Factors:
     used = (B != 0).any(dim=0)
     if not used.any():
         used[0] = True
-    return Factors(factors.A[used], B[:, used], factors.scale * int(used.sum()))
+    return Factors(factors.A[used], B[:, used], factors.scale)
 
 
 def _to_kohya(factors: Mapping[str, Factors], architecture: Architecture | None) -> dict[str, Tensor]:
+    """Original module names; a fused module gets the ranks of all its targets, with a block-diagonal B."""
     if architecture is None:
-        raise HywuError(
-            "The kohya format has names for FLUX and Qwen-Image only; choose 'native' or 'diffusers'."
-        )
-    originals: dict[str, dict[str, Factors]] = {}
-    fused: dict[str, tuple[str, ...]] = {}
-    names = {target: original for original, target in architecture.loose.items()}
-    for target, f in factors.items():
-        if target in names:
-            original, parts = names[target], (target,)
-        else:
-            blocks, index, module = target.split(".", 2)
-            original_blocks, modules = architecture.blocks[blocks]
-            original, parts = next((o, p) for o, p in modules.items() if module in p)
-            original, parts = (
-                f"{original_blocks}.{index}.{original}",
-                tuple(f"{blocks}.{index}.{p}" for p in parts),
-            )
-        originals.setdefault(original, {})[target] = f
-        fused[original] = parts
+        raise HywuError("The kohya format has names for FLUX and Qwen-Image only; choose another key format.")
     tensors: dict[str, Tensor] = {}
-    for original, members in originals.items():
-        if missing := [part for part in fused[original] if part not in members]:
+    for original, parts in dict(architecture.original_of(target) for target in factors).items():
+        if missing := [part for part in parts if part not in factors]:
             raise HywuError(
-                f"The kohya format stores {', '.join(fused[original])} as one module, but the adapter lacks "
+                f"The kohya format stores {', '.join(parts)} as one module, but the adapter lacks "
                 f"{missing[0]!r}; choose another key format."
             )
-        ordered = [members[part] for part in fused[original]]
-        A = torch.cat([f.A for f in ordered])
-        B = torch.block_diag(*(f.B for f in ordered)) if len(ordered) > 1 else ordered[0].B
+        A = torch.cat([factors[part].A for part in parts])
         key = "lora_unet_" + original.replace(".", "_")
         tensors[f"{key}.lora_down.weight"] = A
-        tensors[f"{key}.lora_up.weight"] = B
-        tensors[f"{key}.alpha"] = torch.tensor(float(A.shape[0]))
+        tensors[f"{key}.lora_up.weight"] = torch.block_diag(*(factors[part].B for part in parts))
+        tensors[f"{key}.alpha"] = torch.tensor(float(A.shape[0]))  # alpha / rank = 1; without it, a KeyError
     return tensors

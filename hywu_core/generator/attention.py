@@ -1,8 +1,7 @@
 """Multi-head attention with rotary positions: over the generator's own positions, and to the condition.
 
 Shapes: G groups that attend within themselves, N positions, B batch, S condition tokens, H heads, E channels
-    of a head,
-D = H * E.
+of a head, D = H * E.
 """
 
 from __future__ import annotations
@@ -13,14 +12,12 @@ from torch.nn import functional as F
 from .positions import Rotation, rotate
 
 
-def split_heads(x: Tensor, parts: int, n_heads: int) -> Tensor:
-    """(G, N, parts * D) to (parts, G, H, N, E)."""
-    return x.unflatten(-1, (parts, n_heads, -1)).permute(2, 0, 3, 1, 4)
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(G, H, N, E) to (G, N, D)."""
-    return x.transpose(1, 2).flatten(2)
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """q (G, N, H, E), k and v (G, S, H, E), mask (G, S) True where to look, to (G, N, D)."""
+    q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
+    if mask is not None:
+        mask = mask[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):
@@ -34,9 +31,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         """x (G, N, D), rotation of N positions, to (G, N, D)."""
-        qkv = split_heads(self.qkv(x), 3, self.n_heads)
-        q, k = rotate(qkv[:2], rotation)
-        return self.out(merge_heads(F.scaled_dot_product_attention(q, k, qkv[2])))
+        qkv = self.qkv(x).unflatten(-1, (3 * self.n_heads, -1))
+        qk, v = qkv.split([2 * self.n_heads, self.n_heads], dim=2)
+        q, k = rotate(qk, rotation).chunk(2, dim=2)
+        return self.out(attend(q, k, v))
 
 
 class CrossAttention(nn.Module):
@@ -61,9 +59,7 @@ class CrossAttention(nn.Module):
 
         x may have a batch of one against any B: its queries are then computed once and shared.
         """
-        (q,) = split_heads(self.q(x), 1, self.n_heads)
-        k, v = split_heads(self.kv(condition), 2, self.n_heads)
-        q, k = rotate(q, x_rotation), rotate(k, condition_rotation)
-        q = q.expand(k.shape[0], -1, -1, -1)
-        attention_mask = None if mask is None else mask[:, None, None, :]
-        return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)))
+        q = rotate(self.q(x).unflatten(-1, (self.n_heads, -1)), x_rotation)
+        k, v = self.kv(condition).unflatten(-1, (2 * self.n_heads, -1)).chunk(2, dim=2)
+        k = rotate(k, condition_rotation)
+        return self.out(attend(q.expand(len(k), -1, -1, -1), k, v, mask))

@@ -1,6 +1,6 @@
 """Rotary position embeddings on the layer, token and rank indices (paper 3.5).
 
-Shapes: N positions, E channels of a head, K = E / 2 rotated pairs.
+Shapes: G groups, N positions, H heads, E channels of a head.
 
 Every axis of an index owns an equal, consecutive share of a head's channels. Channels (2i, 2i + 1) of a share
 of width w turn by index * theta ** (-2i / w): the interleaved pairs of RoFormer, one rotation per axis.
@@ -19,18 +19,20 @@ _MAX_TABLES = 64
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines (N, K), always float32: bfloat16 confuses neighbouring indices beyond 256."""
+    """Tables (N, 1, E), the 1 for the heads; float32, as bfloat16 confuses neighbouring indices beyond 256.
+
+    cos repeats each cosine, sin each sine with a minus first: (x, y) turns to (x, y) * cos + (y, x) * sin. Real numbers, because complex ones do not compile and not every device has them.
+    """
 
     cos: Tensor
     sin: Tensor
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the channel pairs of x (..., N, E) by their positions' angles; x's dtype, computed in float32."""
-    cos, sin = rotation
+    """Turn the channel pairs of x (G, N, H, E) by their positions' angles; x's dtype, computed in float32."""
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    swapped = torch.stack([second, first], dim=-1).flatten(-2)
+    return torch.addcmul(x * rotation.cos, swapped, rotation.sin).to(x.dtype)
 
 
 def rotation_of(indices: Sequence[Tensor], head_dim: int, theta: float) -> Rotation:
@@ -39,7 +41,11 @@ def rotation_of(indices: Sequence[Tensor], head_dim: int, theta: float) -> Rotat
     exponents = torch.arange(0, width, 2, device=indices[0].device) / width
     frequencies = 1.0 / theta**exponents
     angles = torch.cat([index[:, None] * frequencies for index in indices], dim=1)
-    return Rotation(angles.cos(), angles.sin())
+    cos, sin = angles.cos(), angles.sin()
+    return Rotation(
+        cos=torch.stack([cos, cos], dim=-1).flatten(-2)[:, None],
+        sin=torch.stack([-sin, sin], dim=-1).flatten(-2)[:, None],
+    )
 
 
 class BandRotations(NamedTuple):

@@ -9,8 +9,8 @@ CPU = torch.device("cpu")
 
 def test_pairs_turn_by_index_times_frequency():
     rotation = rotation_of([torch.tensor([0, 1, 5])], head_dim=4, theta=100.0)
-    x = torch.tensor([[1.0, 0.0, 0.0, 1.0]]).expand(3, 4)
-    for row, index in zip(rotate(x, rotation), (0, 1, 5), strict=True):
+    x = torch.tensor([1.0, 0.0, 0.0, 1.0]).expand(1, 3, 1, 4)
+    for row, index in zip(rotate(x, rotation)[0, :, 0], (0, 1, 5), strict=True):
         fast, slow = index, index / 10  # theta ** (-2i / 4) for i = 0, 1
         wanted = [math.cos(fast), math.sin(fast), -math.sin(slow), math.cos(slow)]
         torch.testing.assert_close(row, torch.tensor(wanted))
@@ -22,8 +22,8 @@ def test_scores_depend_on_relative_positions_only():
 
     def score(at: int, to: int) -> float:
         indices = [torch.tensor([at, to]), torch.tensor([2 * at, 2 * to])]
-        q_turned, k_turned = rotate(torch.stack([q, k]), rotation_of(indices, 8, 10000.0))
-        return float(q_turned @ k_turned)
+        turned = rotate(torch.stack([q, k])[None, :, None], rotation_of(indices, 8, 10000.0))
+        return float(turned[0, 0, 0] @ turned[0, 1, 0])
 
     assert math.isclose(score(3, 1), score(10, 8), abs_tol=1e-5)
     assert not math.isclose(score(3, 1), score(3, 2), abs_tol=1e-2)
@@ -48,7 +48,7 @@ def test_tables_are_computed_once_and_serve_training_after_inference():
     with torch.inference_mode():
         first = tables.band((2, 3, 4), 5, CPU)
     assert tables.band((2, 3, 4), 5, CPU).query is first.query
-    x = torch.randn(24, 8, requires_grad=True)
+    x = torch.randn(2, 24, 3, 8, requires_grad=True)
     rotate(x, first.query).sum().backward()
     assert x.grad is not None
 
@@ -62,7 +62,7 @@ def test_tables_do_not_grow_without_end():
 
 def test_half_precision_is_rotated_in_float32():
     rotation = rotation_of([torch.arange(4000, 4003)], 8, 10000.0)
-    x = torch.randn(3, 8)
+    x = torch.randn(2, 3, 4, 8)
     turned = rotate(x.bfloat16(), rotation)
     assert turned.dtype == torch.bfloat16
     torch.testing.assert_close(turned.float(), rotate(x, rotation), atol=0.02, rtol=0.02)

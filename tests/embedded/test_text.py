@@ -1,0 +1,204 @@
+"""The embedded text encoder: its contract on any weights, and what the shipped weights understand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from hywu_core.data.instructions import phrases
+from hywu_core.embedded.quantize import dequantize, quantize
+from hywu_core.embedded.text import TEXT_ENCODER, EmbeddedTextEncoder, TextEncoderConfig
+from hywu_core.errors import HywuError
+from hywu_core.train.text_accuracy import embed, nearest_operations
+
+USER_PHRASES = json.loads(Path(__file__).with_name("user_phrases.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def encoder() -> EmbeddedTextEncoder:
+    return EmbeddedTextEncoder.load()
+
+
+@pytest.fixture(scope="module")
+def small() -> EmbeddedTextEncoder:
+    """The architecture with random weights and a vocabulary of letters."""
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -2.0)]
+    pieces += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    torch.manual_seed(0)
+    config = TextEncoderConfig(vocabulary=len(pieces), width=16, branch_width=8, head_width=12)
+    return EmbeddedTextEncoder(config, tokenizer).eval()
+
+
+def test_shapes_scales_and_padding(encoder):
+    text = encoder.encode(["make it brighter", "调亮"])
+    assert text.tokens.shape == (2, 32, 512)
+    assert text.tokens.dtype == torch.float32
+    assert text.mask.dtype == torch.bool
+    assert torch.equal(text.tokens[:, 0], text.pooled)
+    assert not text.tokens[~text.mask].any()
+    # Unit variance: the pooled embedding by its norm, the words by their layer norm.
+    assert text.pooled.norm(dim=1) == pytest.approx(512**0.5, rel=1e-3)
+    words = text.tokens[:, 1:][text.mask[:, 1:]]
+    assert words.var(dim=1, correction=0) == pytest.approx(1.0, rel=1e-2)
+
+
+def test_company_and_repetition_change_no_bit(encoder):
+    alone = encoder.encode(["blur the background"])
+    prompts = ["x", "blur the background", "turn it into a long, long story about an old faded photograph"]
+    together = encoder.encode(prompts)
+    for one, many in zip(alone, together, strict=True):
+        assert torch.equal(one[0], many[1])
+
+
+def test_case_width_and_quotes_are_one_spelling(encoder):
+    plain, loud, wide = encoder.encode(["it's too dark", "  IT’S  TOO   DARK ", "ｉｔ＇ｓ too dark"]).pooled
+    assert torch.equal(plain, loud)
+    assert torch.equal(plain, wide)
+
+
+def test_long_prompts_lose_words_but_not_the_sentence(encoder):
+    stem = "please " * 60
+    text = encoder.encode([stem + "brighten it", stem + "flip it"])
+    assert text.mask.all()
+    assert torch.equal(text.tokens[0, 1:-1], text.tokens[1, 1:-1])
+    assert not torch.equal(text.pooled[0], text.pooled[1])
+    endless = encoder.encode(["please " * 500, "please " * 900])
+    assert torch.equal(endless.pooled[0], endless.pooled[1])
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "\n\t", "\u3000", "\u200b"])
+def test_empty_prompts_are_refused(encoder, prompt):
+    with pytest.raises(HywuError, match="empty"):
+        encoder.encode(["brighter", prompt])
+
+
+@pytest.mark.parametrize("prompts", [[], "brighter"])
+def test_only_lists_of_prompts(encoder, prompts):
+    with pytest.raises(HywuError, match="list"):
+        encoder.encode(prompts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=300))
+def test_any_text_is_read_or_refused(encoder, prompt):
+    try:
+        text = encoder.encode([prompt])
+    except HywuError:
+        return
+    assert text.tokens.isfinite().all()
+    assert text.mask[0, 0]
+
+
+def test_padding_does_not_reach_the_words(small):
+    short, long = [torch.tensor([small.tokenize(prompt)]) for prompt in ("ab", "abcdefgh")]
+    ids = torch.zeros(2, long.shape[1], dtype=torch.long)
+    ids[0, : short.shape[1]], ids[1] = short[0], long[0]
+    mask = torch.arange(long.shape[1])[None] < torch.tensor([[short.shape[1]], [long.shape[1]]])
+    features, sentence = small(ids, mask)
+    alone_features, alone_sentence = small(short, torch.ones_like(short, dtype=torch.bool))
+    torch.testing.assert_close(features[:1, : short.shape[1]], alone_features)
+    torch.testing.assert_close(sentence[:1], alone_sentence)
+
+
+def test_save_and_load(small, tmp_path):
+    path = tmp_path / "text.safetensors"
+    small.save(path, {"embedding.weight": 4}, {"seed": "0"})
+    loaded = EmbeddedTextEncoder.load(path)
+    assert loaded.config == small.config
+    assert loaded.tokenize("hello you") == small.tokenize("hello you")
+    cosine = torch.cosine_similarity(loaded.encode(["hello you"]).pooled, small.encode(["hello you"]).pooled)
+    assert cosine.item() > 0.98
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_files_that_are_not_text_encoders(tmp_path):
+    with pytest.raises(HywuError, match="no file"):
+        EmbeddedTextEncoder.load(tmp_path / "absent.safetensors")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(TEXT_ENCODER.read_bytes()[:100_000])
+    with pytest.raises(HywuError, match=r"broken\.safetensors"):
+        EmbeddedTextEncoder.load(broken)
+    from safetensors.torch import save_file
+
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"x": torch.zeros(1)}, foreign)
+    with pytest.raises(HywuError, match="not an embedded text encoder"):
+        EmbeddedTextEncoder.load(foreign)
+    save_file({"x": torch.zeros(1)}, foreign, metadata={"kind": "hywu_embedded_text", "config": "{}"})
+    with pytest.raises(HywuError, match="damaged"):
+        EmbeddedTextEncoder.load(foreign)
+
+
+def test_a_tokenizer_of_another_file(small):
+    with pytest.raises(HywuError, match="30 pieces and the text encoder 31"):
+        EmbeddedTextEncoder(TextEncoderConfig(vocabulary=31), small.tokenizer)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([4, 8]), st.integers(1, 5), st.integers(1, 8))
+def test_quantisation_is_within_half_a_step_where_nothing_is_clipped(seed, bits, rows, pairs):
+    matrix = torch.randn(rows, 2 * pairs, generator=torch.Generator().manual_seed(seed))
+    codes, scale = quantize(matrix, bits)
+    back = dequantize(codes, scale, matrix.shape)
+    limit = 2 ** (bits - 1) - 1
+    inside = matrix.abs() <= limit * scale.float()
+    assert ((back - matrix).abs() <= 0.5001 * scale.float())[inside].all()
+    again, _ = quantize(back, bits)
+    assert torch.equal(dequantize(again, scale, matrix.shape), back) or bits == 4
+
+
+def test_quantisation_refuses_what_it_cannot_pack():
+    with pytest.raises(HywuError, match="3 values"):
+        quantize(torch.zeros(2, 3), 4)
+    with pytest.raises(HywuError, match="not 5"):
+        quantize(torch.zeros(2, 4), 5)
+    with pytest.raises(HywuError, match="shape"):
+        dequantize(*quantize(torch.zeros(2, 4), 8), (3, 4))
+
+
+def test_the_shipped_file_is_small():
+    assert TEXT_ENCODER.stat().st_size < 7_500_000
+
+
+def _accuracy(encoder, asked: list[tuple[str, str]]) -> float:
+    operations = sorted(USER_PHRASES)
+    found = nearest_operations(encoder, [text for _, text in asked], operations)
+    wrong = [(a, b) for a, b in zip(asked, found, strict=True) if a[0] != b]
+    print(*wrong, sep="\n")
+    return 1 - len(wrong) / len(asked)
+
+
+def test_what_users_write_is_nearest_to_what_they_ask_for(encoder):
+    """Words of nobody's bank, out of 76 operations."""
+    assert _accuracy(encoder, [(op, text) for op, texts in USER_PHRASES.items() for text in texts]) >= 0.95
+
+
+@pytest.mark.parametrize(("language", "least"), [("en", 0.62), ("zh", 0.72)])
+def test_held_out_phrases(encoder, language, least):
+    """The bank's held-out phrases avoid the training phrases' words on purpose; numbers in the model card."""
+    asked = [(phrase.operation, phrase.text) for phrase in phrases("held_out", None, (language,))]
+    assert _accuracy(encoder, asked) >= least
+
+
+def test_user_phrases_are_not_in_the_bank():
+    bank = {phrase.text.casefold() for split in ("train", "held_out") for phrase in phrases(split)}
+    assert {phrase.operation for phrase in phrases("train")} == USER_PHRASES.keys()
+    assert not [text for texts in USER_PHRASES.values() for text in texts if text.casefold() in bank]
+
+
+def test_it_is_still_a_text_encoder(encoder):
+    """Both languages share one space, about more than photographs."""
+    texts = ["the weather is nice today", "今天天气很好", "the train leaves at noon", "火车中午出发"]
+    sentences = embed(encoder, texts)[0]
+    near = sentences @ sentences.T
+    assert near[0, 1] > near[0, 3]
+    assert near[2, 3] > near[2, 1]

@@ -1,0 +1,37 @@
+"""What later ComfyUI versions do by themselves and this pack needs in earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.model_detection
+from torch import Tensor
+
+_HEAD_DIM = 128  # of every FLUX.1: its RoPE axes (16, 56, 56) together
+
+
+def teach_flux_widths() -> None:
+    """Let "Load Diffusion Model" read a FLUX's widths from its tensors, as newer versions do.
+
+    Earlier versions take 3072 and 4096 for granted and cannot open the embedded backbone. Nothing changes
+    where the detected widths are the tensors' own, which is to say for every FLUX those versions can open.
+    """
+    detect = comfy.model_detection.detect_unet_config
+
+    def detect_with_widths(
+        state_dict: Mapping[str, Tensor], key_prefix: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        config = detect(state_dict, key_prefix, *args, **kwargs)
+        text_in = state_dict.get(f"{key_prefix}txt_in.weight")
+        if config is not None and config.get("image_model") == "flux" and text_in is not None:
+            hidden_size, context_in_dim = text_in.shape
+            if hidden_size != config["hidden_size"]:
+                config |= {
+                    "hidden_size": hidden_size,
+                    "context_in_dim": context_in_dim,
+                    "num_heads": hidden_size // _HEAD_DIM,
+                }
+        return config
+
+    comfy.model_detection.detect_unet_config = detect_with_widths

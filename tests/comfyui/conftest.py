@@ -1,0 +1,99 @@
+"""Real servers for the tests in this folder: every ComfyUI there is, with random-weight models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hywu_core import LoraSpec
+from hywu_core.backbones.embedded import EmbeddedBackbone
+
+from . import tiny
+from .server import PACK, ComfyServer, Install, find_installs
+
+INSTALLS, MISSING = find_installs()
+
+
+@pytest.fixture(scope="session", params=INSTALLS or [None], ids=lambda i: i.version if i else "none")
+def install(request: pytest.FixtureRequest) -> Install:
+    """Every ComfyUI in turn; a skip that says what is missing where there is none."""
+    if request.param is None:
+        pytest.skip(MISSING)
+    return request.param
+
+
+@dataclass(frozen=True)
+class World:
+    """Random-weight models as files, and their backbone."""
+
+    folder: Path
+    backbone: EmbeddedBackbone
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One folder of files that all servers are given."""
+    pytest.importorskip("diffusers", reason="the random backbone is made with diffusers")
+    folder = tmp_path_factory.mktemp("world")
+    backbone = tiny.write_backbone(folder / "random_backbone.safetensors")
+    spec = LoraSpec.from_module(backbone.transformer, rank=tiny.RANK, alpha=tiny.RANK)
+    tiny.write_autoencoder(folder / "random_autoencoder.safetensors")
+    tiny.write_generator(folder / "random_generator.safetensors", spec)
+    tiny.write_generator(folder / "fresh_generator.safetensors", spec, fresh=True)
+    return World(folder, backbone)
+
+
+@pytest.fixture(scope="session")
+def _server(
+    install: Install, world: World, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ComfyServer]:
+    server = ComfyServer(install, tmp_path_factory.mktemp("comfyui"))
+    for name, kind in (
+        ("random_backbone", "diffusion_models"),
+        ("random_autoencoder", "vae"),
+        ("random_generator", "hywu"),
+        ("fresh_generator", "hywu"),
+    ):
+        (server.folder("models", kind) / f"{name}.safetensors").symlink_to(world / f"{name}.safetensors")
+    server.install_pack()
+    autoencoder = server.pack / "hywu_core/embedded/vae/hywu_embedded_autoencoder.safetensors"
+    if not autoencoder.exists():  # not trained yet: the condition encoder needs one
+        autoencoder.parent.mkdir(exist_ok=True)
+        autoencoder.write_bytes((world / "random_autoencoder.safetensors").read_bytes())
+    server.put_image("photo.png", photograph())
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(_server: ComfyServer) -> ComfyServer:
+    """The running server of this install; its log of this test is attached to a failure."""
+    _server.mark_log()
+    return _server
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Attach what the server said to a failing test's report."""
+    report = (yield).get_result()
+    server = getattr(item, "funcargs", {}).get("server")
+    if report.failed and server is not None:
+        report.sections.append((f"ComfyUI {server.install.version} log", server.recent_log()))
+
+
+def photograph() -> Image.Image:
+    """A picture with light, colour and edges everywhere; one of the shipped photographs if there are any."""
+    for path in sorted((PACK / "hywu_core" / "data" / "photos").glob("*.jpg")):
+        return Image.open(path).convert("RGB")
+    y, x = np.mgrid[0:300, 0:400]
+    waves = [np.sin(x / 23) * np.cos(y / 31), np.sin((x + y) / 40), (x % 50 > 25) * 2.0 - 1]
+    return Image.fromarray(((np.stack(waves, axis=-1) + 1) * 127).astype(np.uint8))

@@ -1,0 +1,69 @@
+"""Graphs in ComfyUI's API format, built link by link."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .server import Graph
+
+Link = list
+
+
+@dataclass
+class Builder:
+    """Adds nodes to a graph: `add` returns the links of a node's outputs."""
+
+    nodes: Graph = field(default_factory=dict)
+
+    def add(self, class_type: str, outputs: int = 1, **inputs: Any) -> Any:
+        """Add a node; the link of its output, a list of links if it has several, its id if it has none."""
+        key = str(len(self.nodes) + 1)
+        self.nodes[key] = {"class_type": class_type, "inputs": inputs}
+        links: list[Link] = [[key, slot] for slot in range(outputs)]
+        return links[0] if outputs == 1 else links or key
+
+
+@dataclass
+class EditGraph(Builder):
+    """The embedded edit: load, encode, sample; a test says what happens to the model between."""
+
+    backbone: str = "random_backbone.safetensors"
+    autoencoder: str = "random_autoencoder.safetensors"
+    image: str = "photo.png"
+    prompt: str = "make it brighter"
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        self.model = self.add("UNETLoader", unet_name=self.backbone, weight_dtype="default")
+        self.vae = self.add("VAELoader", vae_name=self.autoencoder)
+        self.photo = self.add("LoadImage", outputs=2, image=self.image)[0]
+        for _ in range(1, self.batch):
+            turned = self.add("ImageInvert", image=self.photo)
+            self.photo = self.add("ImageBatch", image1=self.photo, image2=turned)
+        self.conditioning, self.latent, self.fitted = self.add(
+            "HYWU_EmbeddedEncode", outputs=3, image=self.photo, prompt=self.prompt, vae=self.vae
+        )
+
+    def adapter(self, generator: str = "random_generator.safetensors") -> tuple[Link, Link]:
+        """Load, condition, generate: the links of the adapter and of core's LORA_MODEL."""
+        loaded = self.add("HYWU_LoadGenerator", generator_name=generator)
+        condition = self.add("HYWU_Condition", generator=loaded, image=self.photo, prompt=self.prompt)
+        return tuple(self.add("HYWU_GenerateLoRA", outputs=2, generator=loaded, condition=condition))
+
+    def sample(self, model: Link, steps: int = 3, cfg: float = 1.0, seed: int = 7) -> str:
+        """Sample with this model; the id of a Save Latent node."""
+        samples = self.add(
+            "KSampler",
+            model=model,
+            positive=self.conditioning,
+            negative=self.conditioning,
+            latent_image=self.latent,
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+        )
+        return self.add("SaveLatent", outputs=0, samples=samples, filename_prefix="latents/test")

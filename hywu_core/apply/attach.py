@@ -29,7 +29,10 @@ class _SidePath:
     dispatcher: _Dispatcher | None = None
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
-        return low_rank_update(y, x, self.A, self.B, self.scale) if self.scale else y
+        if self.scale == 0:
+            return y
+        # y is the module's own fresh output: nobody else holds it, and without autograd it may be reused.
+        return low_rank_update(y, x, self.A, self.B, self.scale, inplace=not torch.is_grad_enabled())
 
 
 class _Dispatcher:

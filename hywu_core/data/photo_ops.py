@@ -1,7 +1,8 @@
 """The photographic operations: exact procedural edits of real photographs, half of them in conflicting pairs.
 
-An operation of kind 'forward' edits the photograph. An operation of kind 'inverse' undoes something: its source is made from
-the photograph by `degrade`, and the photograph is its target. Images are float (B, 3, H, W) in [0, 1] on any device.
+An operation of kind 'forward' edits the photograph. An operation of kind 'inverse' undoes something: its
+source is made from the photograph by `degrade`, and the photograph is its target. Images are float
+(B, 3, H, W) in [0, 1] on any device.
 """
 
 from collections.abc import Callable
@@ -18,9 +19,9 @@ from .ops import colour, detail, geometry, light, tone
 class PhotoOp:
     """One operation.
 
-    `apply` is the exact function of a source; an inverse operation without an exact formula has none. `degrade` makes the source of
-    an inverse operation from a photograph. `split` says who learns it: 'base' in pretraining, 'hywu' the generator. `opposite` is the
-    operation that asks for the contrary.
+    `apply` is the exact function of a source; an inverse operation without an exact formula has none.
+    `degrade` makes the source of an inverse operation from a photograph. `split` says who learns it: 'base'
+    in pretraining, 'hywu' the generator. `opposite` is the operation that asks for the contrary.
     """
 
     id: str
@@ -34,60 +35,33 @@ class PhotoOp:
 
 
 _FAMILIES = {
-    tone: "brighten darken more_contrast less_contrast lift_shadows crush_blacks negative negative_luma posterize threshold solarize",
-    colour: "warm cool saturate mute greyscale sepia cyanotype red_tint cyan_tint green_tint magenta_tint swap_red_blue "
-    "swap_red_green hue_opposite thermal duotone rainbow night sunset grey_left grey_right",
-    detail: "blur deblur sharpen glow haze dehaze denoise pixelate motion_horizontal motion_vertical zoom_blur emboss sketch neon_edges "
-    "cartoon tilt_shift",
-    light: "age restore vignette remove_vignette white_vignette darken_top darken_bottom darken_left darken_right",
-    geometry: "flip_horizontal flip_vertical rotate_180 mirror_left mirror_right zoom_in zoom_out bulge pinch swirl tile "
-    "kaleidoscope white_frame black_frame letterbox pillarbox blinds bars identity",
+    tone: """brighten darken more_contrast less_contrast lift_shadows crush_blacks negative negative_luma
+        posterize threshold solarize""",
+    colour: """warm cool saturate mute greyscale sepia cyanotype red_tint cyan_tint green_tint magenta_tint
+        swap_red_blue swap_red_green hue_opposite thermal duotone rainbow night sunset grey_left
+        grey_right""",
+    detail: """blur deblur sharpen glow haze dehaze denoise pixelate motion_horizontal motion_vertical
+        zoom_blur emboss sketch neon_edges cartoon tilt_shift""",
+    light: """age restore vignette remove_vignette white_vignette darken_top darken_bottom darken_left
+        darken_right""",
+    geometry: """flip_horizontal flip_vertical rotate_180 mirror_left mirror_right zoom_in zoom_out bulge
+        pinch swirl tile kaleidoscope white_frame black_frame letterbox pillarbox blinds bars identity""",
 }
 
 _OPPOSITES = """
-brighten/darken more_contrast/less_contrast lift_shadows/crush_blacks negative/negative_luma
-warm/cool saturate/mute sepia/cyanotype red_tint/cyan_tint green_tint/magenta_tint grey_left/grey_right
-blur/deblur haze/dehaze motion_horizontal/motion_vertical sketch/neon_edges
-age/restore vignette/remove_vignette darken_top/darken_bottom darken_left/darken_right
-mirror_left/mirror_right zoom_in/zoom_out bulge/pinch white_frame/black_frame letterbox/pillarbox blinds/bars tile/kaleidoscope
+    brighten/darken more_contrast/less_contrast lift_shadows/crush_blacks negative/negative_luma
+    warm/cool saturate/mute sepia/cyanotype red_tint/cyan_tint green_tint/magenta_tint grey_left/grey_right
+    blur/deblur haze/dehaze motion_horizontal/motion_vertical sketch/neon_edges
+    age/restore vignette/remove_vignette darken_top/darken_bottom darken_left/darken_right
+    mirror_left/mirror_right zoom_in/zoom_out bulge/pinch tile/kaleidoscope white_frame/black_frame
+    letterbox/pillarbox blinds/bars
 """
 
-_BASE = frozenset(
-    [
-        "identity",
-        "brighten",
-        "more_contrast",
-        "negative",
-        "posterize",
-        "warm",
-        "saturate",
-        "greyscale",
-        "sepia",
-        "swap_red_blue",
-        "red_tint",
-        "blur",
-        "haze",
-        "pixelate",
-        "emboss",
-        "vignette",
-        "darken_top",
-        "darken_left",
-        "age",
-        "flip_horizontal",
-        "flip_vertical",
-        "rotate_180",
-        "mirror_left",
-        "zoom_in",
-        "bulge",
-        "tile",
-        "swirl",
-        "white_frame",
-        "letterbox",
-        "blinds",
-        "denoise",
-        "sketch",
-    ]
-)
+_BASE = """
+    identity brighten more_contrast negative posterize warm saturate greyscale sepia swap_red_blue
+    red_tint blur haze pixelate emboss vignette darken_top darken_left age flip_horizontal flip_vertical
+    rotate_180 mirror_left zoom_in bulge tile swirl white_frame letterbox blinds denoise sketch
+"""
 
 _DEGRADE = {
     "deblur": detail.defocus,
@@ -106,6 +80,7 @@ _SUMMARIES = {
 def _registry() -> dict[str, PhotoOp]:
     opposites = dict(pair.split("/") for pair in _OPPOSITES.split())
     opposites |= {b: a for a, b in opposites.items()}
+    base = set(_BASE.split())
     ops = {}
     for family, names in _FAMILIES.items():
         for name in names.split():
@@ -115,7 +90,7 @@ def _registry() -> dict[str, PhotoOp]:
                 id=name,
                 family=family.__name__.rpartition(".")[2],
                 opposite=opposites.get(name),
-                split="base" if name in _BASE else "hywu",
+                split="base" if name in base else "hywu",
                 kind="inverse" if name in _DEGRADE else "forward",
                 apply=function,
                 degrade=_DEGRADE.get(name),
@@ -128,7 +103,7 @@ OPS: dict[str, PhotoOp] = _registry()
 
 
 def make_pair(op: PhotoOp, photo: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Source and target (B, 3, H, W) of an operation on clean photographs; `generator` moves the grain of denoise."""
+    """Source and target (B, 3, H, W) of an operation on photographs; `generator` draws denoise's grain."""
     if op.degrade is not None:
         return op.degrade(photo, generator), photo
     return photo, op.apply(photo)

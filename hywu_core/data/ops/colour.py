@@ -22,13 +22,18 @@ def saturate(x: Tensor) -> Tensor:
 
 
 def mute(x: Tensor) -> Tensor:
-    """30 percent of the distance from grey."""
-    return mix(luma(x), x, 0.3).clamp(0, 1)
+    """Pastel: 35 percent of the distance from grey, and tones drawn towards a light grey."""
+    return (0.62 + 0.6 * (mix(luma(x), x, 0.35) - 0.62)).clamp(0, 1)
 
 
 def greyscale(x: Tensor) -> Tensor:
-    """BT.601 luma in all channels."""
-    return luma(x).clamp(0, 1).expand_as(x)
+    """Black-and-white film: luma through a gentle S-curve."""
+    return monochrome(x).expand_as(x)
+
+
+def monochrome(x: Tensor) -> Tensor:
+    """The light of a black-and-white print (B, 1, H, W)."""
+    return smoothstep(0, 1, luma(x))
 
 
 def sepia(x: Tensor) -> Tensor:
@@ -78,21 +83,15 @@ def swap_red_green(x: Tensor) -> Tensor:
 
 
 def hue_opposite(x: Tensor) -> Tensor:
-    """Rotate the hue of HSL by 180 degrees; lightness and saturation stay: max + min - x."""
-    return (x.amax(1, keepdim=True) + x.amin(1, keepdim=True) - x).clamp(0, 1)
+    """Every colour becomes its complement of the same luma: the distance from grey changes sign."""
+    return mix(luma(x), x, -1.4).clamp(0, 1)
 
 
 def thermal(x: Tensor) -> Tensor:
-    """False colours of a heat camera: navy, violet, red, orange, yellow, white."""
-    stops = (
-        (0.0, 0.0, 0.25),
-        (0.35, 0.0, 0.6),
-        (0.85, 0.1, 0.25),
-        (1.0, 0.5, 0.0),
-        (1.0, 0.9, 0.1),
-        (1.0, 1.0, 0.85),
-    )
-    return gradient_map(luma(x), stops)
+    """False colours of a heat camera."""
+    navy, violet, red = (0.0, 0.0, 0.25), (0.35, 0.0, 0.6), (0.85, 0.1, 0.25)
+    orange, yellow, white = (1.0, 0.5, 0.0), (1.0, 0.9, 0.1), (1.0, 1.0, 0.85)
+    return gradient_map(luma(x), (navy, violet, red, orange, yellow, white))
 
 
 def duotone(x: Tensor) -> Tensor:
@@ -119,7 +118,8 @@ def rainbow(x: Tensor) -> Tensor:
 
 def night(x: Tensor) -> Tensor:
     """Day for night: dark, bluish, little colour."""
-    return mix(luma(x), x, 0.4).square() * colour((0.12, 0.22, 0.5), x) + colour((0.0, 0.01, 0.06), x)
+    moonlight, sky = colour((0.16, 0.26, 0.55), x), colour((0.0, 0.01, 0.07), x)
+    return (mix(luma(x), x, 0.4) ** 1.8 * moonlight + sky).clamp(0, 1)
 
 
 def sunset(x: Tensor) -> Tensor:
@@ -132,10 +132,10 @@ def sunset(x: Tensor) -> Tensor:
 def grey_left(x: Tensor) -> Tensor:
     """No colour in the left half."""
     _, u = coordinates(x)
-    return mix(luma(x), x, (u > 0).to(x)).clamp(0, 1)
+    return mix(monochrome(x), x, (u > 0).to(x)).clamp(0, 1)
 
 
 def grey_right(x: Tensor) -> Tensor:
     """No colour in the right half."""
     _, u = coordinates(x)
-    return mix(luma(x), x, (u < 0).to(x)).clamp(0, 1)
+    return mix(monochrome(x), x, (u < 0).to(x)).clamp(0, 1)

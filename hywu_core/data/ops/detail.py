@@ -1,11 +1,10 @@
-"""Detail: sharpness, texture and edges. x is (B, 3, H, W) in [0, 1]; lengths are fractions of the short side."""
+"""Detail: sharpness, texture and edges. x is (B, 3, H, W) in [0, 1]; lengths are parts of the short side."""
 
 import torch
 from torch import Tensor
 
 from .kernels import (
     blurred,
-    box,
     colour,
     coordinates,
     filtered,
@@ -14,6 +13,7 @@ from .kernels import (
     mix,
     short_side,
     smoothstep,
+    trail,
     warp,
 )
 
@@ -22,24 +22,24 @@ FOG_TRANSMISSION = 0.35
 
 
 def blur(x: Tensor) -> Tensor:
-    """Gaussian blur, sigma 1/28."""
-    return blurred(x, 1 / 28).clamp(0, 1)
+    """Out of focus: Gaussian, sigma 1/20, of light instead of its gamma code: lights spread as in a lens."""
+    return blurred(x**3, 1 / 20).clamp(0, 1) ** (1 / 3)
 
 
 def defocus(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The blur that deblur undoes: Gaussian, sigma 1/80."""
-    return blurred(x, 1 / 80).clamp(0, 1)
+    """The blur that deblur undoes: Gaussian, sigma 1/48."""
+    return blurred(x, 1 / 48).clamp(0, 1)
 
 
 def sharpen(x: Tensor) -> Tensor:
     """Unsharp masks at two scales: crisp edges and strong local contrast."""
     fine, middle = blurred(x, 1 / 160), blurred(x, 1 / 24)
-    return (x + 1.5 * (x - fine) + 1.5 * (fine - middle)).clamp(0, 1)
+    return (x + 2 * (x - fine) + 1.8 * (fine - middle)).clamp(0, 1)
 
 
 def glow(x: Tensor) -> Tensor:
-    """Orton effect: a blurred copy screened over the picture."""
-    return (1 - (1 - x) * (1 - 0.9 * blurred(x, 1 / 20))).clamp(0, 1)
+    """Bloom: the lights, blurred, are screened over a slightly darker picture."""
+    return 1 - (1 - x**1.2) * (1 - blurred(x.square(), 1 / 16) ** 0.8).clamp(0, 1)
 
 
 def haze(x: Tensor) -> Tensor:
@@ -74,13 +74,13 @@ def pixelate(x: Tensor) -> Tensor:
 
 
 def motion_horizontal(x: Tensor) -> Tensor:
-    """The camera moved sideways by 1/4."""
-    return (x @ box(x.shape[-1], short_side(x) / 4, x.device).to(x).mT).clamp(0, 1)
+    """Everything leaves a trail to the right."""
+    return (x @ trail(x.shape[-1], short_side(x) / 8, x.device).to(x).mT).clamp(0, 1)
 
 
 def motion_vertical(x: Tensor) -> Tensor:
-    """The camera moved upwards by 1/4."""
-    return (box(x.shape[-2], short_side(x) / 4, x.device).to(x) @ x).clamp(0, 1)
+    """Everything leaves a trail downwards."""
+    return (trail(x.shape[-2], short_side(x) / 8, x.device).to(x) @ x).clamp(0, 1)
 
 
 def zoom_blur(x: Tensor) -> Tensor:
@@ -95,33 +95,33 @@ def zoom_blur(x: Tensor) -> Tensor:
 def emboss(x: Tensor) -> Tensor:
     """Grey relief, lit from the top left."""
     dx, dy = gradient(blurred(luma(x), 1 / 128))
-    return (0.5 + 0.06 * (dx + dy)).clamp(0, 1).expand_as(x)
+    return (0.5 + 0.5 * torch.tanh(0.1 * (dx + dy))).expand_as(x)
 
 
 def sketch(x: Tensor) -> Tensor:
     """Pencil lines on white: the luma divided by its surroundings (colour dodge)."""
-    light = blurred(luma(x), 1 / 256)
-    surroundings = blurred(light, 1 / 40)
-    ratio = (light + 0.05) / (surroundings + 0.05)
-    return smoothstep(0.45, 1.0, ratio).expand_as(x)
+    light = blurred(luma(x), 1 / 200)
+    ratio = (light + 0.08) / (blurred(light, 1 / 30) + 0.08)
+    return smoothstep(0.2, 1.0, ratio).expand_as(x)
 
 
 def neon_edges(x: Tensor) -> Tensor:
-    """The strength of the edges, channel by channel, glowing on black."""
-    dx, dy = gradient(blurred(x, 1 / 128))
-    edges = (dx.square() + dy.square()).sqrt()
-    vivid = mix(luma(edges), edges, 2.0).clamp_min(0)
-    return (0.14 * vivid + 0.1 * blurred(vivid, 1 / 50)).clamp(0, 1)
+    """The strongest edges of this picture, in its own colours made vivid, glowing on black."""
+    dx, dy = gradient(blurred(luma(x), 1 / 100))
+    strength = (dx.square() + dy.square()).sqrt()
+    tube = smoothstep(0.8, 3.0, strength / (strength.mean((2, 3), keepdim=True) + 0.3))
+    hue = blurred(x, 1 / 50).clamp_min(0.02)
+    return ((hue / hue.amax(1, keepdim=True)) ** 3 * (tube + 0.6 * blurred(tube, 1 / 40))).clamp(0, 1)
 
 
 def cartoon(x: Tensor) -> Tensor:
     """Flat, saturated colours and dark outlines."""
     flat = edge_preserving(edge_preserving(x))
     dx, dy = gradient(blurred(luma(flat), 1 / 128))
-    outline = smoothstep(2.5, 6.0, (dx.square() + dy.square()).sqrt())
+    outline = smoothstep(3.5, 7.0, (dx.square() + dy.square()).sqrt())
     light = luma(flat)
     steps = (light * 4).round() / 4
-    return (mix(light, flat, 1.7) + steps - light).clamp(0, 1) * (1 - outline)
+    return (mix(light, flat, 1.8) + steps - light).clamp(0, 1) * (1 - 0.9 * outline)
 
 
 def edge_preserving(x: Tensor, sigma: float = 1 / 40, epsilon: float = 0.01) -> Tensor:

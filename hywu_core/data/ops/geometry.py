@@ -54,7 +54,7 @@ def zoom_out(x: Tensor) -> Tensor:
 
 
 def bulge(x: Tensor) -> Tensor:
-    """The middle swells: sources at the distance r^2 instead of r."""
+    """The middle swells, four times as large at the centre."""
     return radial_warp(x, lambda r: (0.25 + 0.75 * r**1.5, torch.zeros_like(r)))
 
 
@@ -102,10 +102,8 @@ def pillarbox(x: Tensor) -> Tensor:
 def _inside(x: Tensor, vertical: float, horizontal: float) -> Tensor:
     """True (H, W) away from the border by these fractions of the short side."""
     v, u = coordinates(x)
-    margin_v, margin_u = (
-        2 * vertical * short_side(x) / x.shape[-2],
-        2 * horizontal * short_side(x) / x.shape[-1],
-    )
+    margin_v = 2 * vertical * short_side(x) / x.shape[-2]
+    margin_u = 2 * horizontal * short_side(x) / x.shape[-1]
     return (v.abs() < 1 - margin_v) & (u.abs() < 1 - margin_u)
 
 

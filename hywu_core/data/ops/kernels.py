@@ -1,8 +1,8 @@
 """What the operations are made of: luma, separable filters as matrices, coordinates and warps.
 
-A separable filter of any width is two matrix products `rows @ x @ columns^T`. That costs the same for every radius, treats
-borders exactly, needs no padding, and is the fastest way on CPU and GPU alike at the sizes used here. All lengths are given as
-a fraction of the short side, so that an operation means the same at every resolution.
+A separable filter of any width is two matrix products, `rows @ x @ columns^T`. That costs the same for
+every radius, treats borders exactly, needs no padding, and is fast on CPU and GPU alike at the sizes used
+here. All lengths are parts of the short side, so that an operation means the same at every resolution.
 
 B batch, H height, W width, N a side of the picture. Images are float (B, 3, H, W) in [0, 1].
 """
@@ -45,10 +45,11 @@ def short_side(x: Tensor) -> int:
 
 
 def coordinates(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixel centres from the picture's centre, in units of half the side: v (H, 1) downwards, u (1, W) rightwards, in (-1, 1)."""
+    """Pixel centres v (H, 1), downwards, and u (1, W), rightwards; the picture spans -1 to 1 on both axes."""
     height, width = x.shape[-2:]
-    centre = lambda n: (torch.arange(n, dtype=x.dtype, device=x.device) + 0.5) * (2 / n) - 1  # noqa: E731
-    return centre(height)[:, None], centre(width)[None, :]
+    v = (torch.arange(height, dtype=x.dtype, device=x.device) + 0.5) * (2 / height) - 1
+    u = (torch.arange(width, dtype=x.dtype, device=x.device) + 0.5) * (2 / width) - 1
+    return v[:, None], u[None, :]
 
 
 # ---------------------------------------------------------------- separable filters
@@ -60,12 +61,15 @@ def filtered(x: Tensor, matrix: Callable[[int], Tensor]) -> Tensor:
 
 
 def _convolution(n: int, kernel: Callable[[Tensor], Tensor], reach: float, device: torch.device) -> Tensor:
-    """(n, n) matrix of a convolution with mirrored borders; the kernel is a function of the distance in pixels."""
+    """(n, n) matrix of a convolution with mirrored borders.
+
+    `kernel` is the weight of a pixel at that many pixels before this one, next to nothing beyond `reach`.
+    """
     pixel = torch.arange(n, dtype=torch.float32, device=device)
     offset = pixel[:, None] - pixel[None, :]
     total = kernel(offset)
     for period in range(math.ceil(reach / (2 * n)) + 1):
-        # The mirror images of pixel j beyond the two borders are at 2n(k+1) - 1 - j, -1 - j - 2nk, and j +- 2n(k+1).
+        # Pixel j is seen again in the mirrors at -1 - j - 2nk, 2n - 1 - j + 2nk and j +- 2n(k + 1).
         mirror = pixel[:, None] + pixel[None, :] + 1
         shift = 2 * n * period
         total = total + kernel(mirror + shift) + kernel(mirror - 2 * n - shift)
@@ -78,9 +82,9 @@ def gaussian(n: int, sigma: float, device: torch.device) -> Tensor:
     return _convolution(n, lambda d: torch.exp(-0.5 * (d / sigma) ** 2), 4 * sigma, device)
 
 
-def box(n: int, width: float, device: torch.device) -> Tensor:
-    """(n, n) moving average over `width` pixels (a fraction of the outermost pixels counts as that fraction)."""
-    return _convolution(n, lambda d: ((width + 1) / 2 - d.abs()).clamp(0, 1), width, device)
+def trail(n: int, length: float, device: torch.device) -> Tensor:
+    """(n, n) trail towards higher indices that has faded to 1/e after `length` pixels."""
+    return _convolution(n, lambda d: torch.exp(-d / length) * (d >= 0), 6 * length, device)
 
 
 def blurred(x: Tensor, sigma: float) -> Tensor:
@@ -115,7 +119,7 @@ def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def warp(x: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """The picture seen at the places u (H, W) and v (H, W), in units of half the sides; outside it is mirrored."""
+    """The picture sampled at (u, v), each (H, W), in units of `coordinates`; outside it is mirrored."""
     grid = torch.stack(torch.broadcast_tensors(u, v), dim=-1).expand(x.shape[0], -1, -1, -1)
     return F.grid_sample(
         x, grid.to(x), mode="bilinear", padding_mode="reflection", align_corners=False
@@ -125,8 +129,8 @@ def warp(x: Tensor, u: Tensor, v: Tensor) -> Tensor:
 def radial_warp(x: Tensor, bend: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
     """Warp inside the largest centred ellipse.
 
-    `bend` maps the distance from the centre (0 there, 1 on the ellipse, clamped) to the source's magnification and its rotation
-    in radians, both (H, W).
+    `bend` maps the distance from the centre (0 there, 1 on the ellipse, clamped) to the source's distance
+    as a factor, and its rotation in radians, both (H, W).
     """
     v, u = coordinates(x)
     distance = (u * u + v * v).sqrt().clamp(max=1)

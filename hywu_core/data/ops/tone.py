@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .kernels import luma, smoothstep
+from .kernels import blurred, luma, smoothstep
 
 
 def brighten(x: Tensor) -> Tensor:
@@ -21,12 +21,12 @@ def more_contrast(x: Tensor) -> Tensor:
 
 
 def less_contrast(x: Tensor) -> Tensor:
-    """Contrast times 0.3 about the middle grey."""
-    return (x - 0.5) * 0.3 + 0.5
+    """Contrast times 0.25 about the middle grey."""
+    return (x - 0.5) * 0.25 + 0.5
 
 
 def lift_shadows(x: Tensor) -> Tensor:
-    """Fill light: the p-norm (p = 3) of luma and 0.45 has a floor under the shadows and leaves highlights alone."""
+    """Fill light: the cubic norm of (luma, 0.45) lifts the shadows and leaves the highlights alone."""
     light = luma(x)
     lifted = (light**3 + 0.45**3) ** (1 / 3)
     return (x + lifted - light).clamp(0, 1)
@@ -48,13 +48,13 @@ def negative_luma(x: Tensor) -> Tensor:
 
 
 def posterize(x: Tensor) -> Tensor:
-    """Three levels per channel: 0, 0.5 and 1."""
-    return (x * 2).round() / 2
+    """Three levels per channel, 0, 0.5 and 1, of the picture without its finest texture."""
+    return (blurred(x, 1 / 160) * 2).round().clamp(0, 2) / 2
 
 
 def threshold(x: Tensor) -> Tensor:
     """Black below the picture's own mean luma, white above it, with an edge a few grey levels soft."""
-    light = luma(x)
+    light = blurred(luma(x), 1 / 160)
     return ((light - light.mean((2, 3), keepdim=True)) * 24 + 0.5).clamp(0, 1).expand_as(x)
 
 

@@ -63,12 +63,19 @@ _BASE = """
     rotate_180 mirror_left zoom_in bulge tile swirl white_frame letterbox blinds denoise sketch
 """
 
-_DEGRADE = {
-    "deblur": detail.defocus,
+_Degrade = Callable[[Tensor, torch.Generator | None], Tensor]
+
+
+def _without_chance(function: Callable[[Tensor], Tensor]) -> _Degrade:
+    return lambda x, generator: function(x)
+
+
+_DEGRADE: dict[str, _Degrade] = {
+    "deblur": _without_chance(detail.defocus),
     "denoise": detail.grain,
-    "dehaze": lambda x, generator: detail.haze(x),
-    "restore": lambda x, generator: light.age(x),
-    "remove_vignette": lambda x, generator: light.vignette(x),
+    "dehaze": _without_chance(detail.haze),
+    "restore": _without_chance(light.age),
+    "remove_vignette": _without_chance(light.vignette),
 }
 _SUMMARIES = {
     "deblur": "Bring a photograph that is out of focus back into focus.",

@@ -26,7 +26,7 @@ def blur(x: Tensor) -> Tensor:
     return blurred(x**3, 1 / 20).clamp(0, 1) ** (1 / 3)
 
 
-def defocus(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def defocus(x: Tensor) -> Tensor:
     """The blur that deblur undoes: Gaussian, sigma 1/48."""
     return blurred(x, 1 / 48).clamp(0, 1)
 

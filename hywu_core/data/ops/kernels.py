@@ -84,7 +84,7 @@ def gaussian(n: int, sigma: float, device: torch.device) -> Tensor:
 
 def trail(n: int, length: float, device: torch.device) -> Tensor:
     """(n, n) trail towards higher indices that has faded to 1/e after `length` pixels."""
-    return _convolution(n, lambda d: torch.exp(-d / length) * (d >= 0), 6 * length, device)
+    return _convolution(n, lambda d: torch.exp(-d.clamp_min(0) / length) * (d >= 0), 6 * length, device)
 
 
 def blurred(x: Tensor, sigma: float) -> Tensor:

@@ -6,14 +6,14 @@ from torch import Tensor
 from .kernels import colour, coordinates, luma, mix, smoothstep
 
 
-def age(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def age(x: Tensor) -> Tensor:
     """An old print: yellowed, faded, brown towards the edges."""
     yellowed = mix(luma(x) * colour((1.0, 0.86, 0.62), x), x, 0.35)
     faded = 0.27 + 0.55 * yellowed + colour((0.1, 0.03, -0.08), x)
     return mix(faded, colour((0.34, 0.23, 0.12), x), 0.6 * _towards_edges(x)).clamp(0, 1)
 
 
-def vignette(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def vignette(x: Tensor) -> Tensor:
     """Edges fall off into shadow."""
     return x * _falloff(x)
 

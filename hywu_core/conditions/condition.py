@@ -96,6 +96,20 @@ class Condition:
             )
         return self
 
+    def packed(self) -> Condition:
+        """The same real tokens, first and in their order; columns nobody uses are gone, as is a mask of ones.
+
+        RoPE counts places, so only packed conditions mean the same alone and in a batch. Waits for the
+        device.
+        """
+        if self.mask is None:
+            return self
+        longest = int(self.mask.sum(dim=1).max())
+        order = self.mask.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
+        mask = self.mask.gather(1, order)
+        tokens = self.tokens.gather(1, order[..., None].expand(-1, -1, self.dim))
+        return Condition(tokens, None if mask.all() else mask)
+
     def digest(self) -> str:
         """SHA-256 of the real tokens and their places, on any device: a key for caches and provenance."""
         digest = hashlib.sha256(str((tuple(self.tokens.shape), self.tokens.dtype)).encode())

@@ -21,7 +21,8 @@ _MAX_TABLES = 64
 class Rotation(NamedTuple):
     """Tables (N, 1, E), the 1 for the heads; float32, as bfloat16 confuses neighbouring indices beyond 256.
 
-    cos repeats each cosine, sin each sine with a minus first: (x, y) turns to (x, y) * cos + (y, x) * sin. Real numbers, because complex ones do not compile and not every device has them.
+    cos repeats each cosine, sin each sine with a minus first: (x, y) turns to (x, y) * cos + (y, x) * sin.
+    Real numbers, because complex ones do not compile and not every device has them.
     """
 
     cos: Tensor

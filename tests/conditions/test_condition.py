@@ -111,6 +111,17 @@ def test_check_refuses_a_condition_without_tokens():
         Condition(torch.zeros(2, 2, 3), mask).check()
 
 
+def test_packing_keeps_real_tokens_in_order():
+    condition = random_condition(4, 6)
+    packed = condition.packed()
+    torch.testing.assert_close(real_tokens(packed), real_tokens(condition), rtol=0, atol=0)
+    lengths = condition.mask.sum(dim=1)
+    assert packed.tokens.shape[1] == lengths.max()
+    if packed.mask is not None:
+        assert packed.mask.equal(torch.arange(lengths.max()) < lengths[:, None])
+    assert packed.packed().tokens.equal(packed.tokens)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_digest_is_of_the_real_content(dtype):
     tokens = torch.randn(2, 3, 4).to(dtype)

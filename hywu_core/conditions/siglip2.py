@@ -1,0 +1,156 @@
+"""SigLIP2 conditions, the paper's default: what its towers make of pictures and words, token by token.
+
+Shapes: B edits, N_i image tokens of picture i, M_i text tokens of prompt i, S condition tokens, D channels.
+
+`c = concat[Enc_img(image), Enc_txt(instruction)]` along the token axis (paper 3.3). The pictures are
+prepared by `pictures.py`: the processors of transformers need torchvision.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from ..errors import HywuError
+from .condition import Condition
+from .pictures import Pictures, as_pictures, cut_patches, patch_grid, resize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_MODEL = "google/siglip2-base-patch16-256"
+DEFAULT_PATCHES = 256  # of a NaFlex picture, as in its training
+
+logger = logging.getLogger("hywu")
+
+
+class SigLIP2Encoder:
+    """Both towers of a SigLIP2 model, frozen; fixed-resolution or NaFlex (native aspect ratio) ones.
+
+    max_patches: how many image tokens a NaFlex picture has at most; fixed-resolution models ignore it.
+    """
+
+    kind = "siglip2"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        id: str,
+        max_patches: int = DEFAULT_PATCHES,
+    ) -> None:
+        """`model` is a transformers `SiglipModel` or `Siglip2Model`; HywuError for any other."""
+        kind = model.config.model_type
+        if kind not in ("siglip", "siglip2"):
+            raise HywuError(f"{id} is a {kind} model; the siglip2 encoder needs a siglip or siglip2 one.")
+        if max_patches < 1:
+            raise HywuError(f"max_patches is {max_patches}; a picture needs at least one.")
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.id = id
+        self.naflex = kind == "siglip2"
+        self.max_patches = max_patches
+        self.dim = max(model.config.vision_config.hidden_size, model.config.text_config.hidden_size)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_patches: int = DEFAULT_PATCHES,
+        allow_download: bool = False,
+    ) -> SigLIP2Encoder:
+        """Read a folder, or a hub name from the Hugging Face cache; only `allow_download` uses the network.
+
+        Its id is the last part of the name, the same for a folder and on the hub. Raises HywuError when it is
+        not there, is no SigLIP2 model, or lacks weights.
+        """
+        from transformers import AutoModel, AutoTokenizer
+
+        local = {"local_files_only": not allow_download}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(model), **local)
+            weights, report = AutoModel.from_pretrained(
+                str(model), **local, use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            hint = "" if allow_download else ", or allow the download"
+            reason = str(error).strip().partition("\n")[0]
+            raise HywuError(
+                f"The SigLIP2 model {model} cannot be loaded: give a folder with its config, weights and "
+                f"tokenizer, or a name that is in the Hugging Face cache{hint} ({reason})"
+            ) from error
+        if missing := sorted(report["missing_keys"]):  # transformers leaves them random
+            raise HywuError(
+                f"The SigLIP2 model {model} lacks {len(missing)} of its weights, such as {missing[0]}."
+            )
+        return cls(weights.to(device, dtype), tokenizer, Path(model).name, max_patches)
+
+    def info(self) -> dict[str, str | int]:
+        """What a generator's file says about this encoder."""
+        info: dict[str, str | int] = {"kind": self.kind, "id": self.id, "dim": self.dim}
+        return info | {"max_patches": self.max_patches} if self.naflex else info
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Pictures] | Tensor, prompts: Sequence[str]) -> Condition:
+        """For each prompt the tokens of its pictures, in order, then those of its text: (B, S, D) float32.
+
+        Where one tower is narrower than the other, zeros fill its channels. Raises HywuError for bad
+        pictures, and when the result is not finite.
+        """
+        edits = as_pictures(images, prompts)
+        seen = iter(self._see([picture for pictures in edits for picture in pictures]))
+        conditions = []
+        for pictures, text in zip(edits, self._read(prompts), strict=True):
+            parts = [next(seen) for _ in pictures] + [text]
+            tokens = torch.cat([F.pad(part, (0, self.dim - part.shape[1])) for part in parts])
+            conditions.append(Condition(tokens[None].float()))
+        return Condition.stack(conditions).check()
+
+    def _see(self, pictures: list[Tensor]) -> list[Tensor]:
+        """Pictures (3, H, W) to their image tokens (N_i, D)."""
+        vision, device, dtype = self.model.config.vision_config, self.model.device, self.model.dtype
+        if not self.naflex:
+            size = (vision.image_size, vision.image_size)
+            pixels = torch.stack([resize(picture, size) for picture in pictures])
+            return list(self.model.vision_model(pixels.to(device, dtype)).last_hidden_state)
+
+        patch = vision.patch_size
+        grids = [patch_grid(*picture.shape[1:], patch, self.max_patches) for picture in pictures]
+        patches = [cut_patches(*args, patch) for args in zip(pictures, grids, strict=True)]
+        mask = pad_sequence([torch.ones(len(p), dtype=torch.long) for p in patches], batch_first=True)
+        pixels = pad_sequence(patches, batch_first=True).to(device, dtype)
+        # By position, because the mask's name differs between versions of transformers.
+        output = self.model.vision_model(pixels, mask.to(device), torch.tensor(grids, device=device))
+        return [tokens[: len(p)] for tokens, p in zip(output.last_hidden_state, patches, strict=True)]
+
+    def _read(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Prompts to their text tokens (M_i, D), without padding."""
+        length = self.model.config.text_config.max_position_embeddings
+        lowered = [prompt.lower() for prompt in prompts]  # as in SigLIP2's training
+        for ids in self.tokenizer(lowered, verbose=False)["input_ids"]:
+            if len(ids) > length:
+                logger.warning("SigLIP2 reads %d tokens; an instruction of %d is cut.", length, len(ids))
+        # It was trained with padding to the full length, without a mask, and with the sentence summed up in
+        # the last place, be it padding or not.
+        batch = self.tokenizer(
+            lowered,
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        hidden = self.model.text_model(input_ids=batch["input_ids"]).last_hidden_state
+        real = batch["attention_mask"].bool()
+        real[:, -1] = True
+        return [tokens[keep] for tokens, keep in zip(hidden, real, strict=True)]

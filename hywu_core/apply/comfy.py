@@ -144,8 +144,8 @@ class _Followed:
 def apply_adapter(patcher: ModelPatcher, adapter: Adapter, strength: float = 1.0) -> ModelPatcher:
     """A clone of the patcher whose model runs with the adapter; the given patcher stays as it is.
 
-    Raises HywuError when the model has none of the adapter's targets or one of other dims, and when a value is
-    not finite.
+    Raises HywuError when the model has none of the adapter's targets, when it has one of other dims, and for
+    values that are not finite.
     """
     if not math.isfinite(strength):
         raise HywuError(f"The strength is {strength}; it must be a finite number.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from hywu_core import LoraSpec
 from hywu_core.backbones.embedded import EmbeddedBackbone
+from hywu_core.embedded import AUTOENCODER, BACKBONE, GENERATOR, ROOT
 
 from . import tiny
 from .server import PACK, ComfyServer, Install, find_installs
@@ -62,12 +64,13 @@ def _server(
         ("random_generator", "hywu"),
         ("fresh_generator", "hywu"),
     ):
-        (server.folder("models", kind) / f"{name}.safetensors").symlink_to(world / f"{name}.safetensors")
+        shutil.copy(world / f"{name}.safetensors", server.folder("models", kind))
     server.install_pack()
-    autoencoder = server.pack / "hywu_core/embedded/vae/hywu_embedded_autoencoder.safetensors"
-    if not autoencoder.exists():  # not trained yet: the condition encoder needs one
-        autoencoder.parent.mkdir(exist_ok=True)
-        autoencoder.write_bytes((world / "random_autoencoder.safetensors").read_bytes())
+    for path, name in ((BACKBONE, "backbone"), (AUTOENCODER, "autoencoder"), (GENERATOR, "generator")):
+        embedded = server.pack / "hywu_core" / "embedded" / path.relative_to(ROOT)
+        if not embedded.exists():  # a checkout without weights: everything but their quality can be tested
+            embedded.parent.mkdir(exist_ok=True)
+            shutil.copy(world / f"random_{name}.safetensors", embedded)
     server.put_image("photo.png", photograph())
     server.start()
     yield server

@@ -33,6 +33,7 @@ class EditGraph(Builder):
     image: str = "photo.png"
     prompt: str = "make it brighter"
     batch: int = 1
+    cfg: float = 1.0
 
     def __post_init__(self) -> None:
         self.model = self.add("UNETLoader", unet_name=self.backbone, weight_dtype="default")
@@ -51,7 +52,7 @@ class EditGraph(Builder):
         condition = self.add("HYWU_Condition", generator=loaded, image=self.photo, prompt=self.prompt)
         return tuple(self.add("HYWU_GenerateLoRA", outputs=2, generator=loaded, condition=condition))
 
-    def sample(self, model: Link, steps: int = 3, cfg: float = 1.0, seed: int = 7) -> str:
+    def sample(self, model: Link, steps: int = 3, seed: int = 7) -> str:
         """Sample with this model; the id of a Save Latent node."""
         samples = self.add(
             "KSampler",
@@ -61,7 +62,7 @@ class EditGraph(Builder):
             latent_image=self.latent,
             seed=seed,
             steps=steps,
-            cfg=cfg,
+            cfg=self.cfg,
             sampler_name="euler",
             scheduler="simple",
             denoise=1.0,

@@ -1,0 +1,206 @@
+"""The nodes on a running server: whole graphs over its API, with random weights and exact comparisons."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from .graphs import EditGraph
+from .server import ComfyServer, Refused
+
+pytestmark = pytest.mark.comfyui
+SOCKETS = {
+    "HYWU_LoadGenerator": ("Load HY-WU Generator", [], ["HYWU_GENERATOR"]),
+    "HYWU_Condition": ("HY-WU Condition", ["HYWU_GENERATOR", "IMAGE", "STRING"], ["HYWU_CONDITION"]),
+    "HYWU_GenerateLoRA": (
+        "Generate LoRA",
+        ["HYWU_GENERATOR", "HYWU_CONDITION"],
+        ["HYWU_ADAPTER", "LORA_MODEL"],
+    ),
+    "HYWU_ApplyLoRA": ("Apply Generated LoRA", ["MODEL", "HYWU_ADAPTER", "FLOAT"], ["MODEL"]),
+    "HYWU_SaveAdapter": ("Save Adapter", ["HYWU_ADAPTER", "STRING", "FLOAT", "INT"], []),
+    "HYWU_EmbeddedEncode": (
+        "HY-WU Embedded Encode",
+        ["IMAGE", "STRING", "VAE"],
+        ["CONDITIONING", "LATENT", "IMAGE"],
+    ),
+}
+
+
+def latent(server: ComfyServer, graph: EditGraph, saved: str) -> torch.Tensor:
+    """Run a graph and read what its Save Latent node wrote, every bit of it."""
+    file = server.run(graph.nodes)[saved]["latents"][0]
+    return load_file(server.base / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
+
+
+def frozen(server: ComfyServer, **settings) -> torch.Tensor:
+    """The graph without any LoRA."""
+    graph = EditGraph(**settings)
+    return latent(server, graph, graph.sample(graph.model))
+
+
+def applied(
+    server: ComfyServer, generator: str = "random_generator.safetensors", strength: float = 1.0, **settings
+) -> torch.Tensor:
+    """The graph with Apply Generated LoRA."""
+    graph = EditGraph(**settings)
+    adapter, _ = graph.adapter(generator)
+    model = graph.add("HYWU_ApplyLoRA", model=graph.model, adapter=adapter, strength=strength)
+    return latent(server, graph, graph.sample(model))
+
+
+def gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest absolute difference."""
+    return (a - b).abs().max().item()
+
+
+def test_all_nodes_are_there_with_their_sockets(server):
+    nodes = server.get("/object_info")
+    for key, (name, inputs, outputs) in SOCKETS.items():
+        assert nodes[key]["display_name"] == name
+        assert nodes[key]["output"] == outputs
+        kinds = [kind for kind, *_ in nodes[key]["input"]["required"].values()]
+        assert [kind for kind in kinds if isinstance(kind, str) and kind != "COMBO"] == inputs
+    assert {key for key in nodes if key.startswith("HYWU_")} == SOCKETS.keys()
+    assert "IMPORT FAILED" not in server.log()
+    assert "comfy_entrypoint" not in server.log()
+
+
+def test_it_lists_generators_of_its_model_folder(server):
+    combo = server.get("/object_info/HYWU_LoadGenerator")["HYWU_LoadGenerator"]["input"]["required"]
+    assert "random_generator.safetensors" in combo["generator_name"][1]["options"]
+
+
+@pytest.mark.parametrize("strength", [1.0, -0.6])
+def test_apply_equals_the_stock_loader_of_the_saved_adapter(server, strength):
+    ours = applied(server, strength=strength)
+    assert gap(ours, frozen(server)) > 0.05
+
+    graph = EditGraph()
+    adapter, _ = graph.adapter()
+    settings = {"filename_prefix": "stock/lora", "strength": strength, "dtype": "as generated", "index": 0}
+    saved = graph.add("HYWU_SaveAdapter", outputs=0, adapter=adapter, **settings)
+    name = server.run(graph.nodes)[saved]["text"][0]
+
+    graph = EditGraph()
+    model = graph.add("LoraLoaderModelOnly", model=graph.model, lora_name=name, strength_model=1.0)
+    assert gap(ours, latent(server, graph, graph.sample(model))) <= 1e-5
+    assert "lora key not loaded" not in server.recent_log()
+
+
+def test_lora_output_merges_through_the_core_node(server):
+    graph = EditGraph()
+    _, lora = graph.adapter()
+    model = graph.add("LoraModelLoader", model=graph.model, lora=lora, strength_model=1.0, bypass=False)
+    assert gap(applied(server), latent(server, graph, graph.sample(model))) <= 1e-5
+    assert "lora key not loaded" not in server.recent_log()
+
+
+def test_a_run_without_it_is_bit_identical_afterwards(server):
+    before = frozen(server, prompt="before")
+    applied(server, prompt="before")
+    assert torch.equal(frozen(server, prompt="before"), before)  # from the cache
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    assert torch.equal(frozen(server, prompt="before"), before)
+
+
+def test_a_fresh_generator_and_strength_zero_change_no_bit(server):
+    base = frozen(server)
+    assert torch.equal(applied(server, "fresh_generator.safetensors"), base)
+    assert torch.equal(applied(server, strength=0.0), base)
+
+
+def test_a_batch_has_a_lora_for_each_image_in_both_branches(server):
+    together = applied(server, batch=2, cfg=2.0)
+    assert gap(together[:1], applied(server, cfg=2.0)) <= 1e-5
+    assert gap(together[1:], together[:1]) > 0.05
+
+
+def test_saved_adapters_are_numbered_and_say_where_they_came_from(server):
+    names = []
+    for index, dtype in ((0, "float16"), (0, "bfloat16")):
+        graph = EditGraph()
+        adapter, _ = graph.adapter()
+        settings = {"filename_prefix": "numbered/x", "strength": 0.5, "dtype": dtype, "index": index}
+        saved = graph.add("HYWU_SaveAdapter", outputs=0, adapter=adapter, **settings)
+        names.append(server.run(graph.nodes)[saved]["text"][0])
+    assert names == ["numbered/x_00001_.safetensors", "numbered/x_00002_.safetensors"]
+    with safe_open(server.folder("models", "loras") / names[0], "pt") as file:
+        metadata = file.metadata()
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118
+    assert metadata["hywu.base"] == "random tiny FLUX Kontext"
+    assert metadata["hywu.strength"] == "0.5"
+    assert "make it brighter" not in str(metadata)
+
+
+@pytest.mark.parametrize("prefix", ["../../escaped", "", "/tmp/escaped", "loras/../../../escaped"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(server, prefix):
+    graph = EditGraph()
+    adapter, _ = graph.adapter()
+    settings = {"filename_prefix": prefix, "strength": 1.0, "dtype": "as generated", "index": 0}
+    node = graph.add("HYWU_SaveAdapter", outputs=0, adapter=adapter, **settings)
+    with pytest.raises(Refused, match="is not a file name inside") as refused:
+        server.run(graph.nodes)
+    assert refused.value.node == node
+    assert not list(server.base.rglob("escaped*"))
+
+
+def test_an_index_beyond_the_batch_is_refused_and_leaves_nothing(server):
+    graph = EditGraph()
+    adapter, _ = graph.adapter()
+    settings = {"filename_prefix": "beyond/x", "strength": 1.0, "dtype": "as generated", "index": 3}
+    graph.add("HYWU_SaveAdapter", outputs=0, adapter=adapter, **settings)
+    with pytest.raises(Refused, match="3 was asked for, but the batch has only 1"):
+        server.run(graph.nodes)
+    assert not list(server.folder("models", "loras", "beyond").iterdir())
+
+
+@pytest.fixture
+def generators(server, world):
+    """Where generator files go, and a good one to spoil."""
+    yield server.folder("models", "hywu"), world / "random_generator.safetensors"
+    for file in server.folder("models", "hywu").glob("bad_*"):
+        file.unlink()
+
+
+def test_bad_generator_files_are_refused_in_words(server, generators):
+    folder, good = generators
+    (folder / "bad_text.safetensors").write_text("this is not a generator")
+    (folder / "bad_half.safetensors").write_bytes(good.read_bytes()[:5000])
+    save_file({"x": torch.zeros(2)}, str(folder / "bad_foreign.safetensors"))
+    for name, words in (
+        ("bad_text", "not a complete safetensors file"),
+        ("bad_half", "not a complete safetensors file"),
+        ("bad_foreign", "not a HY-WU generator"),
+    ):
+        with pytest.raises(Refused, match=words):
+            applied(server, f"{name}.safetensors")
+
+
+def test_a_generator_of_an_unknown_encoder_is_refused_in_words(server, generators, world):
+    from hywu_core import LoraSpec
+
+    from . import tiny
+
+    folder, _ = generators
+    spec = LoraSpec.from_module(world.backbone.transformer, rank=tiny.RANK, alpha=tiny.RANK)
+    tiny.write_generator(folder / "bad_encoder.safetensors", spec, encoder="telepathy")
+    with pytest.raises(Refused, match="conditions of the encoder 'telepathy'"):
+        applied(server, "bad_encoder.safetensors")
+
+
+def test_a_replaced_generator_file_is_read_again(server, generators, world):
+    folder, good = generators
+    shutil.copy(good, folder / "bad_replaced.safetensors")
+    first = applied(server, "bad_replaced.safetensors")
+    shutil.copy(world / "fresh_generator.safetensors", folder / "bad_replaced.safetensors")
+    assert gap(applied(server, "bad_replaced.safetensors"), first) > 0.05
+
+
+def test_an_empty_instruction_is_refused_in_words(server):
+    with pytest.raises(Refused, match="The instruction is empty"):
+        applied(server, prompt="   ")

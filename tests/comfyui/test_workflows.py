@@ -1,0 +1,66 @@
+"""The example workflows: served as templates, fitting the nodes of every ComfyUI, and doing what they say."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hywu_core.backbones.embedded import EmbeddedBackbone
+from hywu_core.embedded import AUTOENCODER, BACKBONE, GENERATOR, ROOT
+from hywu_core.embedded.autoencoder import TinyAutoencoder
+from hywu_core.embedded.text import EmbeddedTextEncoder
+from hywu_core.generator import load_generator
+from hywu_core.images import load_photo
+from hywu_core.pipeline import HywuPipeline
+
+from .server import PACK_NAME
+from .workflows import WORKFLOWS, read_graph
+
+pytestmark = pytest.mark.comfyui
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_it_is_served_as_a_template(server, path):
+    assert path.stem in server.get("/workflow_templates")[PACK_NAME]
+    served = server.get(f"/api/workflow_templates/{PACK_NAME}/{path.name}")
+    assert served == json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_it_fits_the_nodes_of_this_comfyui(server, path):
+    assert read_graph(path, server.get("/object_info"))
+
+
+def quickstart(server, instruction: str):
+    """The quickstart on the test photograph: the edited picture it saves."""
+    path = next(path for path in WORKFLOWS if path.stem == "quickstart")
+    graph = read_graph(path, server.get("/object_info"))
+    kinds = {node["class_type"]: node["inputs"] for node in graph.values()}
+    kinds["LoadImage"]["image"] = "photo.png"
+    kinds["PrimitiveStringMultiline"]["value"] = instruction
+    save = next(key for key, node in graph.items() if node["class_type"] == "SaveImage")
+    return np.asarray(server.picture(server.run(graph), save)).astype(float)
+
+
+@pytest.mark.parametrize("instruction", ["make it look like an old faded photograph", "把照片变亮"])
+def test_the_quickstart_makes_the_picture_of_the_edit_command(server, instruction):
+    def file(path):
+        return server.pack / "hywu_core" / "embedded" / path.relative_to(ROOT)
+
+    pipeline = HywuPipeline(
+        EmbeddedBackbone.load(file(BACKBONE)),
+        TinyAutoencoder.load(file(AUTOENCODER)),
+        EmbeddedTextEncoder.load(),
+        load_generator(file(GENERATOR)).eval(),
+    )
+    edit = pipeline.edit(load_photo(server.folder("input") / "photo.png"), [instruction], seed=0)
+    theirs = quickstart(server, instruction)
+    ours = (edit.image[0].permute(1, 2, 0) * 255).numpy()
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).mean() <= 2
+    base = pipeline.edit(edit.source, [instruction], seed=0, frozen_base=True)
+    assert (base.image - edit.image).abs().mean() > 1e-3, "the generated LoRA changes nothing"
+    assert torch.isfinite(edit.image).all()

@@ -42,24 +42,24 @@ class AutoencoderTask(Task):
         self.photos = [photo.to(device) for photo in load_tensors("train")]
         self.device = device
 
-    def _batch(self, size: int, generator: torch.Generator) -> Tensor:
+    def batch(self, size: int, generator: torch.Generator) -> Tensor:
+        """Random crops (B, 3, H, W), half of them under a random operation."""
         images = random_crops(self.photos, size, (CROP, CROP), generator)
         edited = int(size * EDITED_SHARE)
         for part in torch.arange(edited).chunk(OPERATIONS_PER_BATCH):
             op = OPS[self.operations[int(torch.randint(len(self.operations), (), generator=generator, device=self.device))]]
             source, target = make_pair(op, images[part], generator)
             images[part] = target if op.kind == "forward" else source
-        return images
+        return images.contiguous(memory_format=torch.channels_last)
 
-    def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
+    def loss(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """Reconstruction error plus the distance of the latents' moments from a standard normal's."""
-        images = self._batch(batch_size, generator).contiguous(memory_format=torch.channels_last)
-        latents = self._encode(images)
+        latents = self._encode(batch)
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
         restored = self._decode(latents + LATENT_NOISE * noise).float()
         mean, std = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))
         moments = mean.square().mean() + (std - 1).square().mean()
-        return F.mse_loss(restored, images) + MOMENT_WEIGHT * moments
+        return F.mse_loss(restored, batch) + MOMENT_WEIGHT * moments
 
     @torch.no_grad()
     def finish(self, out: Path) -> str:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ..backbones.embedded import EmbeddedBackbone, EmbeddedBackboneConfig
+from ..data.latents import EditBatch
 from ..data.photo_ops import OPS
+from ..embedded.text import TextFeatures
 from ..images import save_sheet
 from ..pipeline import HywuPipeline
 from ..storage import write_safetensors
@@ -33,10 +35,14 @@ class BackboneTask(Task):
         self.world = EmbeddedWorld(BASE_OPERATIONS, world, device, seed)
         self._velocity = torch.compile(self.module) if compiled else self.module
 
-    def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Mean squared velocity error on `batch_size` exact edits."""
-        edits = self.world.pool.sample(batch_size, generator)
-        text = self.world.prompts.sample(edits.operation, generator)
+    def batch(self, size: int, generator: torch.Generator) -> tuple[EditBatch, TextFeatures]:
+        """Exact edits and a wording of each."""
+        edits = self.world.pool.sample(size, generator)
+        return edits, self.world.prompts.sample(edits.operation, generator)
+
+    def loss(self, batch: tuple[EditBatch, TextFeatures], generator: torch.Generator) -> Tensor:
+        """Mean squared velocity error."""
+        edits, text = batch
         return flow_matching_loss(
             lambda x, time: self._velocity(x, time, edits.source, text), edits.target, generator
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..apply import attach
 from ..backbones.embedded import EmbeddedBackbone
 from ..conditions.embedded import CONDITION_DIM, EmbeddedConditionEncoder, embedded_condition
+from ..data.latents import EditBatch
 from ..data.photo_ops import OPS
 from ..embedded import BACKBONE
 from ..embedded.sizing import WORKING_AREA
@@ -75,11 +76,15 @@ class HywuTask(Task):
             [config.base_share if OPS[name].split == "base" else 1.0 for name in config.operations], device=device
         )
 
-    def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Flow matching through generated LoRAs: `batch_size` = B * R rows of B instances."""
+    def batch(self, size: int, generator: torch.Generator) -> tuple[EditBatch, TextFeatures]:
+        """B exact edits and a wording of each, for `size` = B * R rows of the backbone."""
+        edits = self.world.pool.sample(max(1, size // self.config.noise_levels), generator, self._weights)
+        return edits, self.world.prompts.sample(edits.operation, generator)
+
+    def loss(self, batch: tuple[EditBatch, TextFeatures], generator: torch.Generator) -> Tensor:
+        """Flow matching through the LoRA written for each edit, at R noise levels."""
+        edits, text = batch
         repeats = self.config.noise_levels
-        edits = self.world.pool.sample(max(1, batch_size // repeats), generator, self._weights)
-        text = self.world.prompts.sample(edits.operation, generator)
         adapter = self.module(embedded_condition(edits.source, text))
         source, target = (x.repeat_interleave(repeats, 0) for x in (edits.source, edits.target))
         rows = TextFeatures(*(x.repeat_interleave(repeats, 0) for x in (text.tokens, text.mask, text.pooled)))

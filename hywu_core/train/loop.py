@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,12 @@ class Task(ABC):
     module: nn.Module  # holds exactly what is trained and what a checkpoint keeps
 
     @abstractmethod
-    def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """The scalar loss of a fresh random batch; all randomness comes from `generator`."""
+    def batch(self, size: int, generator: torch.Generator) -> Any:
+        """A fresh random batch, computed in full precision; all randomness comes from `generator`."""
+
+    @abstractmethod
+    def loss(self, batch: Any, generator: torch.Generator) -> Tensor:
+        """The scalar loss of a batch, computed under the run's precision."""
 
     @abstractmethod
     def finish(self, out: Path) -> str:
@@ -58,6 +63,7 @@ def train(task: Task, config: TrainConfig, out: Path, run: dict[str, object], re
         betas=(0.9, 0.99),
         fused=device.type == "cuda",
     )
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # shapes repeat, so searching for the best kernel pays
     generator = torch.Generator(device).manual_seed(config.seed)
     state = TrainState(task.module, optimizer, generator, [])
     if resume:
@@ -85,8 +91,9 @@ def train(task: Task, config: TrainConfig, out: Path, run: dict[str, object], re
             for step in range(state.step, config.steps):
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate(step)
+                batch = task.batch(config.batch_size, generator)
                 with autocast:
-                    loss = task.loss(config.batch_size, generator)
+                    loss = task.loss(batch, generator)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, config.grad_clip)

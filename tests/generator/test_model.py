@@ -165,6 +165,13 @@ def test_gradient_checkpointing_changes_no_gradient(trained, condition):
     assert len(calls) == 3 * len(trained.bands)
 
 
+def test_a_block_is_one_graph(trained, condition):
+    wanted = trained(condition)
+    for block in trained.blocks:
+        block.compile(backend="eager", fullgraph=True)
+    assert_same(trained(condition), wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes(trained, condition, dtype):
     with torch.no_grad():

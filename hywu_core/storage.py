@@ -69,7 +69,10 @@ def path_inside(folder: str | os.PathLike[str], name: str) -> Path:
     Raises `HywuError` for an empty name, an absolute one, and one that climbs out.
     """
     folder = Path(folder).resolve()
-    path = (folder / name.strip()).resolve() if name.strip() else folder
+    try:
+        path = (folder / name.strip()).resolve()
+    except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
+        path = folder
     if path == folder or not path.is_relative_to(folder):
         raise HywuError(f"{name!r} is not a file name inside {folder}; give a relative path without '..'.")
     return path

@@ -1,0 +1,259 @@
+import contextlib
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from hywu_core import storage
+from hywu_core.errors import HywuError
+from hywu_core.lora import Adapter, load_adapter, save_adapter, save_peft
+
+FLUX_NAMES = (
+    "transformer_blocks.0.attn.to_q",
+    "transformer_blocks.0.ff.net.2",
+    "single_transformer_blocks.1.proj_out",
+)
+RELEASE_NAMES = ("model.layers.0.self_attn.qkv_proj", "model.layers.0.mlp.experts.w1")
+
+
+def adapter_of(names=FLUX_NAMES, batch=2, rank=3, scale=0.5, dtype=torch.float32, provenance=None):
+    def pair(name):
+        experts = (2,) if "experts" in name else ()
+        return torch.randn(batch, *experts, rank, 6), torch.randn(batch, *experts, 4, rank)
+
+    return Adapter({name: pair(name) for name in names}, scale, provenance).to(dtype=dtype)
+
+
+def update(adapter, name, index=0):
+    A, B = adapter[name]
+    return adapter.scale * B[index].float() @ A[index].float()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    names=st.sampled_from([FLUX_NAMES, FLUX_NAMES[:1], RELEASE_NAMES]),
+    key_format=st.sampled_from(["auto", "native"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    strength=st.sampled_from([1.0, 0.0, -0.75, 2.0]),
+    rank=st.integers(1, 4),
+    index=st.integers(0, 1),
+)
+def test_what_is_saved_comes_back(tmp_path_factory, names, key_format, dtype, strength, rank, index):
+    adapter = adapter_of(names, rank=rank, dtype=dtype)
+    path = tmp_path_factory.mktemp("file") / "x.safetensors"
+    save_adapter(adapter, path, index=index, strength=strength, key_format=key_format)
+    loaded = load_adapter(path)
+    assert loaded.keys() == adapter.keys()
+    assert (loaded.batch, loaded.rank, loaded.dtype) == (1, rank, dtype)
+    for name in adapter:
+        assert torch.equal(loaded[name][0][0], adapter[name][0][index])
+        # powers of two and 3/4 are exact: what a 24-bit or 8-bit mantissa loses is not our doing
+        torch.testing.assert_close(
+            update(loaded, name), strength * update(adapter, name, index), rtol=2e-2, atol=1e-6
+        )
+
+
+def test_the_scale_is_baked_into_b_and_there_is_no_alpha(tmp_path):
+    adapter = adapter_of(scale=0.25)
+    path = save_adapter(adapter, tmp_path / "x.safetensors", index=1, strength=2.0)
+    tensors = load_file(path)
+    assert set(tensors) == {f"transformer.{n}.lora_{x}.weight" for n in FLUX_NAMES for x in "AB"}
+    for name in FLUX_NAMES:
+        A, B = adapter[name]
+        assert torch.equal(tensors[f"transformer.{name}.lora_A.weight"], A[1])
+        assert torch.equal(tensors[f"transformer.{name}.lora_B.weight"], B[1] * 0.5)
+
+
+def test_a_native_file_keeps_the_scale_beside_the_factors(tmp_path):
+    adapter = adapter_of(RELEASE_NAMES, scale=4.0)
+    path = save_adapter(adapter, tmp_path / "x.safetensors", strength=0.5)
+    assert torch.equal(load_file(path)[f"{RELEASE_NAMES[0]}.lora_B.weight"], adapter[RELEASE_NAMES[0]][1][0])
+    assert load_adapter(path).scale == 2.0
+    assert load_adapter(path)[RELEASE_NAMES[1]][0].shape == (1, 2, 3, 6)
+
+
+def test_the_header_says_what_it_is_and_where_it_comes_from(tmp_path):
+    adapter = adapter_of(provenance={"base": "flux-x", "generator_sha256": "ab"})
+    path = save_adapter(adapter, tmp_path / "old photo.safetensors", strength=0.5, metadata={"ss_tag": "y"})
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    assert header["format"] == "pt"
+    assert header["modelspec.sai_model_spec"] == "1.0.0"
+    assert header["modelspec.architecture"] == "Flux.1-dev/lora"
+    assert header["modelspec.title"] == "old photo"
+    assert header["ss_network_dim"] == header["ss_network_alpha"] == "3"
+    assert header["hywu.strength"] == "0.5"
+    assert header["ss_tag"] == "y"
+    assert header["hywu.generator_sha256"] == "ab"
+    assert load_adapter(path).provenance["base"] == "flux-x"
+
+
+def test_saving_a_loaded_adapter_again_does_not_bake_twice(tmp_path):
+    adapter = adapter_of(RELEASE_NAMES, scale=4.0)
+    first = load_adapter(save_adapter(adapter, tmp_path / "a.safetensors", strength=0.5))
+    second = load_adapter(save_adapter(first, tmp_path / "b.safetensors"))
+    assert torch.equal(update(first, RELEASE_NAMES[0]), update(second, RELEASE_NAMES[0]))
+
+
+def test_ranks_may_differ_and_alphas_too(tmp_path):
+    file = {}
+    for name, rank, alpha in (("a", 2, 2.0), ("b", 4, 1.0)):
+        file[f"{name}.lora_down.weight"] = torch.randn(rank, 6)
+        file[f"{name}.lora_up.weight"] = torch.randn(5, rank)
+        file[f"{name}.alpha"] = torch.tensor(alpha)
+    save_file(file, tmp_path / "x.safetensors")
+    loaded = load_adapter(tmp_path / "x.safetensors")
+    assert (loaded.rank, loaded.scale) == (4, 1.0)
+    assert torch.equal(loaded["a"][0][0, 2:], torch.zeros(2, 6))
+    for name, factor in (("a", 1.0), ("b", 0.25)):
+        expected = factor * file[f"{name}.lora_up.weight"] @ file[f"{name}.lora_down.weight"]
+        torch.testing.assert_close(update(loaded, name), expected)
+
+
+def test_one_alpha_for_all_becomes_the_scale_and_leaves_b_as_it_is(tmp_path):
+    file = {"a.lora_down.weight": torch.randn(4, 6), "a.lora_up.weight": torch.randn(5, 4).bfloat16()}
+    save_file({**file, "a.alpha": torch.tensor(3.0)}, tmp_path / "x.safetensors")
+    loaded = load_adapter(tmp_path / "x.safetensors")
+    assert loaded.scale == 0.75
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded["a"][1][0], file["a.lora_up.weight"].float())
+
+
+def test_a_loaded_adapter_does_not_change_with_its_file(tmp_path):
+    path = save_adapter(adapter_of(), tmp_path / "x.safetensors")
+    loaded = load_adapter(path)
+    before = loaded.clone()
+    path.write_bytes(bytes(path.stat().st_size))
+    assert all(torch.equal(loaded[n][i], before[n][i]) for n in loaded for i in (0, 1))
+
+
+def test_peft_directory_round_trip(tmp_path):
+    adapter = adapter_of(scale=0.5)
+    folder = save_peft(adapter, tmp_path / "peft" / "x", index=1)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 3
+    loaded = load_adapter(folder)
+    for name in adapter:
+        torch.testing.assert_close(update(loaded, name), update(adapter, name, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"r": 0}, "ZeroDivision"),
+        ({"use_dora": True}, "use_dora"),
+        ({"rank_pattern": {"a": 2}}, "rank_pattern"),
+    ],
+)
+def test_peft_options_that_change_the_meaning_are_refused(tmp_path, change, message):
+    folder = save_peft(adapter_of(), tmp_path / "x")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(HywuError, match=message):
+        load_adapter(folder)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_nan_adapter_is_neither_written_nor_read(tmp_path, value):
+    adapter = adapter_of()
+    adapter[FLUX_NAMES[1]][1][0, 2, 1] = value
+    with pytest.raises(HywuError, match=f"B of '{FLUX_NAMES[1]}'"):
+        save_adapter(adapter, tmp_path / "x.safetensors")
+    with pytest.raises(HywuError, match=f"B of '{FLUX_NAMES[1]}'"):
+        save_peft(adapter, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+    tensors = {
+        f"transformer.{n}.lora_{x}.weight": adapter[n][i][0] for n in adapter for i, x in enumerate("AB")
+    }
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "bad.safetensors")
+    with pytest.raises(HywuError, match=rf"bad\.safetensors.*B of '{FLUX_NAMES[1]}'"):
+        load_adapter(tmp_path / "bad.safetensors")
+
+
+def test_numbers_that_overflow_the_dtype_of_the_file_are_refused(tmp_path):
+    adapter = adapter_of().map(lambda t: t * 1e6)
+    with pytest.raises(HywuError, match="infinite"):
+        save_adapter(adapter, tmp_path / "x.safetensors", dtype=torch.float16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_other_adapters_of_a_batch_may_be_broken(tmp_path):
+    adapter = adapter_of()
+    adapter[FLUX_NAMES[0]][0][1] = math.nan
+    save_adapter(adapter, tmp_path / "x.safetensors", index=0)
+    with pytest.raises(HywuError, match="only 2"):
+        save_adapter(adapter, tmp_path / "y.safetensors", index=2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_damaged_files_give_an_error_or_the_same_adapter(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("damaged")
+    good = save_adapter(adapter_of(), folder / "good.safetensors").read_bytes()
+    kind = data.draw(st.sampled_from(["truncate", "flip a header byte", "append", "foreign"]))
+    if kind == "truncate":
+        bad = good[: data.draw(st.integers(0, len(good) - 1))]
+    elif kind == "append":
+        bad = good + data.draw(st.binary(min_size=1, max_size=64))
+    elif kind == "foreign":
+        bad = data.draw(st.binary(max_size=256))
+    else:
+        at = data.draw(st.integers(0, 8 + int.from_bytes(good[:8], "little") - 1))
+        bad = good[:at] + bytes([good[at] ^ (1 << data.draw(st.integers(0, 7)))]) + good[at + 1 :]
+    path = folder / "bad.safetensors"
+    path.write_bytes(bad)
+    if kind == "flip a header byte":  # in a name or in the metadata, that is no damage one can see
+        with contextlib.suppress(HywuError):
+            load_adapter(path).check()
+    else:
+        with pytest.raises(HywuError, match=r"bad\.safetensors"):
+            load_adapter(path)
+    assert sorted(p.name for p in folder.iterdir()) == ["bad.safetensors", "good.safetensors"]
+
+
+def test_other_peoples_safetensors_are_refused_by_name(tmp_path):
+    save_file({"model.weight": torch.zeros(2)}, tmp_path / "checkpoint.safetensors")
+    with pytest.raises(HywuError, match=r"checkpoint\.safetensors.*model\.weight"):
+        load_adapter(tmp_path / "checkpoint.safetensors")
+    integers = {f"a.lora_{x}.weight": torch.ones(1, 1, dtype=torch.int8) for x in "AB"}
+    save_file(integers, tmp_path / "int.safetensors")
+    with pytest.raises(HywuError, match="int8"):
+        load_adapter(tmp_path / "int.safetensors")
+
+
+@pytest.mark.parametrize("scale", ["twelve", "nan"])
+def test_a_header_with_a_scale_that_is_no_number_is_refused(tmp_path, scale):
+    path = tmp_path / "x.safetensors"
+    save_adapter(adapter_of(), path, metadata={"hywu.scale": scale})
+    with pytest.raises(HywuError, match=scale):
+        load_adapter(path)
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(HywuError, match="no file"):
+        load_adapter(tmp_path / "nowhere.safetensors")
+    with pytest.raises(HywuError, match="not a PEFT directory"):
+        load_adapter(tmp_path)
+    with pytest.raises(HywuError, match="does not exist"):
+        save_adapter(adapter_of(), tmp_path / "no" / "x.safetensors")
+    with pytest.raises(HywuError, match="is a folder"):
+        save_adapter(adapter_of(), tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = save_adapter(adapter_of(), tmp_path / "x.safetensors")
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(HywuError, match="No space left"):
+        save_adapter(adapter_of(), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,159 @@
+import logging
+
+import pytest
+import torch
+
+from hywu_core.errors import HywuError
+from hywu_core.lora.architectures import FLUX, QWEN_IMAGE, architecture_of
+from hywu_core.lora.keys import Factors, from_file, resolve_format, to_file
+
+WIDTH, RANK = 8, 2
+
+
+def targets_of(architecture, layers=2):
+    names = list(architecture.loose.values())
+    for blocks, (_, modules) in architecture.blocks.items():
+        for layer in range(layers):
+            names += [f"{blocks}.{layer}.{part}" for parts in modules.values() for part in parts]
+    return names
+
+
+def factors_of(names):
+    """FLUX's fused modules need q, k and v as wide as their input; the rest may be anything."""
+    factors = {}
+    for name in names:
+        d_out = 4 * WIDTH if name.endswith(("proj_mlp", "net.0.proj")) else WIDTH
+        factors[name] = Factors(torch.randn(RANK, WIDTH), torch.randn(d_out, RANK))
+    return factors
+
+
+ALL = {architecture.name: targets_of(architecture) for architecture in (FLUX, QWEN_IMAGE)}
+NATIVE = ["model.layers.0.self_attn.qkv_proj", "transformer.h.0.c_fc", "double_blocks.0.img_attn.qkv"]
+
+
+@pytest.mark.parametrize("key_format", ["auto", "comfy", "diffusers", "native", "kohya"])
+@pytest.mark.parametrize("names", ALL.values(), ids=ALL.keys())
+def test_every_format_of_every_architecture_comes_back_exactly(names, key_format):
+    factors = factors_of(names)
+    back = from_file(to_file(factors, key_format))
+    assert back.keys() == factors.keys()
+    for name, f in factors.items():
+        assert torch.equal(back[name].A, f.A)
+        assert torch.equal(back[name].B, f.B)
+        assert back[name].scale == 1
+
+
+def test_native_names_are_never_changed():
+    factors = factors_of(NATIVE)
+    assert resolve_format("auto", factors) == "native"
+    assert from_file(to_file(factors, "auto"), native=True).keys() == factors.keys()
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix"),
+    [
+        (ALL["flux"], "transformer."),
+        (ALL["qwen_image"], "diffusion_model."),
+        (["transformer_blocks.0.attn.to_q"], "transformer."),  # FLUX or Qwen-Image: loaders of both take it
+        (NATIVE, ""),
+    ],
+)
+def test_auto_writes_what_stock_loaders_expect(names, prefix):
+    tensors = to_file(factors_of(names), "auto")
+    assert all(f"{prefix}{name}.lora_A.weight" in tensors for name in names)
+    assert not any(key.endswith(".alpha") for key in tensors)
+
+
+def test_architectures_are_told_apart_by_what_only_they_have():
+    assert architecture_of(ALL["flux"]) is FLUX
+    assert architecture_of(ALL["qwen_image"]) is QWEN_IMAGE
+    assert architecture_of(["transformer_blocks.0.attn.to_q"]) is None
+    assert architecture_of(["double_blocks.0.img_attn.qkv"]) is None  # a file's name, not a target's
+
+
+def test_the_same_bare_name_means_different_modules_in_different_files():
+    qwen = factors_of(["img_in", "transformer_blocks.0.img_mlp.net.2"])
+    assert from_file(to_file(qwen, "kohya")).keys() == qwen.keys()
+    flux = factors_of(["x_embedder", "single_transformer_blocks.0.proj_out"])
+    file = to_file(flux, "kohya")
+    assert "lora_unet_img_in.lora_down.weight" in file
+    assert from_file(file).keys() == flux.keys()
+
+
+def test_a_fused_module_of_the_first_release_comes_apart_with_alpha():
+    A, B = torch.randn(RANK, WIDTH), torch.randn(7 * WIDTH, RANK)
+    file = {
+        "lora_unet_single_blocks_11_linear1.lora_down.weight": A,
+        "lora_unet_single_blocks_11_linear1.lora_up.weight": B,
+        "lora_unet_single_blocks_11_linear1.alpha": torch.tensor(1.0),
+        "diffusion_model.double_blocks.3.txt_mod.lin.lora_A.weight": A,
+        "diffusion_model.double_blocks.3.txt_mod.lin.lora_B.weight": B,
+    }
+    back = from_file(file)
+    parts = ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"]
+    joined = torch.cat([back[f"single_transformer_blocks.11.{part}"].B for part in parts])
+    assert torch.equal(joined, B)
+    assert all(back[f"single_transformer_blocks.11.{part}"].scale == 1 / RANK for part in parts)
+    assert back["transformer_blocks.3.norm1_context.linear"].scale == 1
+
+
+@pytest.mark.parametrize(
+    ("A", "B"),
+    [("lora_A.weight", "lora_B.weight"), ("lora_A.default.weight", "lora_B.default.weight"),
+     ("lora_down.weight", "lora_up.weight"), ("lora.down.weight", "lora.up.weight")],
+)  # fmt: skip
+@pytest.mark.parametrize("prefix", ["", "transformer.", "diffusion_model.", "base_model.model."])
+def test_spellings_of_other_programs(prefix, A, B):
+    name = "transformer_blocks.4.attn.to_out.0"
+    file = {f"{prefix}{name}.{A}": torch.randn(2, 3), f"{prefix}{name}.{B}": torch.randn(5, 2)}
+    assert list(from_file(file)) == [name]
+
+
+def test_factors_of_one_by_one_convolutions_are_matrices():
+    file = {"x.lora_down.weight": torch.randn(2, 3, 1, 1), "x.lora_up.weight": torch.randn(5, 2, 1, 1)}
+    assert from_file(file)["x"].A.shape == (2, 3)
+
+
+def test_text_encoder_parts_are_skipped_aloud(caplog):
+    file = to_file(factors_of(["transformer_blocks.0.ff.net.2"]), "auto")
+    file["lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"] = torch.zeros(2, 3)
+    with caplog.at_level(logging.WARNING, logger="hywu"):
+        assert list(from_file(file)) == ["transformer_blocks.0.ff.net.2"]
+    assert "1 text encoder" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ({}, "holds no LoRA"),
+        ({"conv.weight": (3, 3)}, "'conv.weight'"),
+        ({"x.lora_A.weight": (2, 3)}, "only A of 'x'"),
+        ({"x.alpha": ()}, "only alpha of 'x'"),
+        ({"x.lora_A.weight": (2, 3), "x.lora_B.weight": (3, 3)}, "do not fit"),
+        ({"x.lora_A.weight": (0, 3), "x.lora_B.weight": (3, 0)}, "do not fit"),
+        ({"x.lora_A.weight": (2,), "x.lora_B.weight": (2,)}, "do not fit"),
+        ({"x.lora_A.weight": (2, 3), "x.lora_B.weight": (3, 2), "x.alpha": (2,)}, "alpha of 'x'"),
+        ({"x.lora_A.weight": (2, 3), "x.lora_B.weight": (3, 2), "x.dora_scale": (3, 1)}, "dora_scale"),
+        ({"lora_unet_input_blocks_1.lora_down.weight": (2, 3),
+          "lora_unet_input_blocks_1.lora_up.weight": (3, 2)}, "neither FLUX nor Qwen-Image"),
+        ({"double_blocks.0.img_attn.qkv.lora_A.weight": (2, 8),
+          "double_blocks.0.img_attn.qkv.lora_B.weight": (16, 2)}, "16 outputs; too few"),
+        ({f"{p}transformer_blocks.0.attn.to_q.lora_{x}.weight": (2, 2)
+          for p in ("transformer.", "diffusion_model.") for x in "AB"}, "twice"),
+    ],
+)  # fmt: skip
+def test_what_is_not_a_whole_plain_lora_is_refused(file, message):
+    with pytest.raises(HywuError, match=message):
+        from_file({key: torch.zeros(shape) for key, shape in file.items()})
+
+
+def test_formats_that_have_no_names_for_the_targets_are_refused():
+    with pytest.raises(HywuError, match="FLUX and Qwen-Image only"):
+        to_file(factors_of(NATIVE), "kohya")
+    partly = factors_of([f"transformer_blocks.0.{m}" for m in ("attn.to_q", "attn.to_k", "ff.net.2")])
+    with pytest.raises(HywuError, match=r"lacks 'transformer_blocks\.0\.attn\.to_v'"):
+        to_file(partly, "kohya")
+    with pytest.raises(HywuError, match="Unknown key format 'onnx'"):
+        to_file(factors_of(NATIVE), "onnx")
+    with pytest.raises(HywuError, match="expert axis"):
+        to_file({"a.b": Factors(torch.zeros(3, 2, 4), torch.zeros(3, 4, 2))}, "diffusers")

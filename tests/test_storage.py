@@ -1,0 +1,100 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hywu_core.errors import HywuError
+from hywu_core.storage import atomic_path, open_safetensors, path_inside, write_safetensors
+
+
+def test_the_file_appears_only_when_the_block_ends_well(tmp_path):
+    path = tmp_path / "x.txt"
+    with atomic_path(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+        assert temporary.parent == path.parent  # a rename across file systems would not be atomic
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_content_and_nothing_else(tmp_path, error):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+
+    def fail_halfway():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail_halfway()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_operating_system_errors_become_one_sentence(tmp_path):
+    with pytest.raises(HywuError, match="does not exist"), atomic_path(tmp_path / "no" / "x"):
+        pass
+    with pytest.raises(HywuError, match="Could not write"), atomic_path(tmp_path / "x"):
+        pass  # nothing was written, so there is nothing to rename
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_and_metadata_round_trip(tmp_path):
+    tensor = torch.randn(3)
+    write_safetensors(tmp_path / "x.safetensors", {"t": tensor}, {"note": "näher"})
+    with open_safetensors(tmp_path / "x.safetensors") as file:
+        assert torch.equal(file.get_tensor("t"), tensor)
+        assert file.metadata() == {"note": "näher"}
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, I am a text file", b"\xff" * 8, bytes(8) + b"{}"])
+def test_what_is_not_safetensors_is_refused(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(HywuError, match="not a complete safetensors"), open_safetensors(path) as file:
+        file.get_tensor("t")
+
+
+def test_reading_a_tensor_that_is_not_there_is_the_same_error(tmp_path):
+    write_safetensors(tmp_path / "x.safetensors", {"t": torch.zeros(1)}, {})
+    with (
+        pytest.raises(HywuError, match=r"x\.safetensors"),
+        open_safetensors(tmp_path / "x.safetensors") as file,
+    ):
+        file.get_tensor("u")
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "sub/x", "sub/../x", "./x", " x "])
+def test_names_inside_the_folder(tmp_path, name):
+    assert path_inside(tmp_path, name).is_relative_to(tmp_path.resolve())
+
+
+@pytest.mark.parametrize(
+    "name", ["", "  ", ".", "..", "../x", "sub/../../x", "/etc/passwd", "sub/../..", "x\0y"]
+)
+def test_names_that_climb_out_are_refused(tmp_path, name):
+    with pytest.raises(HywuError, match="inside"):
+        path_inside(tmp_path, name)
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    try:
+        (folder / "out").symlink_to(tmp_path)
+    except OSError:
+        pytest.skip("no symbolic links here")
+    with pytest.raises(HywuError, match="inside"):
+        path_inside(folder, "out/x")
+
+
+@given(st.lists(st.sampled_from(["..", ".", "a", "b", ""]), max_size=6).map("/".join))
+def test_no_path_of_any_dots_gets_out(tmp_path_factory, name):
+    folder = tmp_path_factory.getbasetemp()
+    try:
+        path = path_inside(folder, name)
+    except HywuError:
+        return
+    assert folder.resolve() in path.parents

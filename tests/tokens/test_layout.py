@@ -1,0 +1,56 @@
+import pytest
+
+from hywu_core.errors import HywuError
+from hywu_core.lora import Band, LoraSpec, ModuleShape
+from hywu_core.tokens import TokenLayout, n_tokens
+
+
+def spec_of(*dims, rank=4):
+    modules = tuple(ModuleShape(f"m{i}", d_in, d_out) for i, (d_in, d_out) in enumerate(dims))
+    return LoraSpec((Band("blocks", 2, modules),), rank)
+
+
+@pytest.mark.parametrize(
+    ("dims", "segment"),
+    [
+        (((256, 1536), (1280, 256)), 256),
+        (((64, 48), (32, 16)), 16),
+        (((3072, 3072),), 1024),
+        (((1536, 1536),), 768),  # not 1024: it does not divide
+        (((7, 11),), 1),
+    ],
+)
+def test_the_default_segment_is_the_largest_common_divisor_up_to_1024(dims, segment):
+    assert TokenLayout.for_spec(spec_of(*dims)).segment == segment
+
+
+def test_the_release_has_719_plus_660_tokens_in_a_layer():
+    layer = (
+        ModuleShape("self_attn.qkv_proj", 4096, 6144),
+        ModuleShape("self_attn.o_proj", 4096, 4096),
+        ModuleShape("mlp.shared_mlp.gate_and_up_proj", 4096, 6144),
+        ModuleShape("mlp.shared_mlp.down_proj", 3072, 4096),
+        ModuleShape("mlp.experts.w1", 4096, 3072, experts=64),
+        ModuleShape("mlp.experts.w2", 3072, 4096, experts=64),
+        ModuleShape("mlp.experts.w3", 4096, 3072, experts=64),
+    )
+    band = Band("model.layers", 32, layer)
+    assert n_tokens(band, TokenLayout("flat", 1024), rank=16) == (719, 660)
+
+
+def test_segments_that_do_not_divide_are_rounded_up_per_matrix():
+    (band,) = spec_of((10, 7), (3, 16)).bands
+    assert n_tokens(band, TokenLayout("rank_anchored", 4), rank=4) == (3 + 1, 2 + 4)
+    assert n_tokens(band, TokenLayout("flat", 4), rank=3) == (3 + 1, 2 + 4)
+
+
+def test_bad_layouts_are_refused_with_the_choices():
+    with pytest.raises(HywuError, match="rank_anchored, flat"):
+        TokenLayout("diagonal", 4)
+    with pytest.raises(HywuError, match="0"):
+        TokenLayout("flat", 0)
+
+
+def test_plain_data_round_trip():
+    layout = TokenLayout("flat", 96)
+    assert TokenLayout(**layout.to_dict()) == layout

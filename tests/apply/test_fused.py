@@ -68,7 +68,7 @@ def test_a_zero_update_changes_no_bit():
 
 
 def test_rows_that_cannot_be_shared_out_are_a_sentence_with_both_numbers():
-    with pytest.raises(HywuError, match="2 LoRAs .* batch of 3 rows"):
+    with pytest.raises(HywuError, match=r"2 LoRAs .* batch of 3 rows"):
         FusedPath(parts(2, [(2, 3)], 0))(torch.zeros(3, 3), torch.zeros(3, D_IN))
 
 

@@ -121,8 +121,10 @@ class ComfyServer:
 
     def start(self) -> None:
         """Start the process and wait until it answers; its log is in the error if it does not."""
-        for name in ("input", "output", "temp", "user"):
+        for name in ("input", "output", "temp"):
             self.folder(name)
+        settings = {"Comfy.TutorialCompleted": True}  # or the page opens with a dialog over everything
+        (self.folder("user", "default") / "comfy.settings.json").write_text(json.dumps(settings))
         command = [
             str(self.install.python),
             "-B",

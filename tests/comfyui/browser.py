@@ -1,0 +1,134 @@
+"""A headless Chromium, driven over its DevTools protocol."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import websocket
+
+START_SECONDS = 60
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
+
+
+def find_chromium() -> str | None:
+    """The browser named by CHROMIUM_PATH, or one on the search path."""
+    return os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, _NAMES)), None)
+
+
+class PageError(Exception):
+    """A script in the page threw."""
+
+
+class Browser:
+    """One page of a headless browser with a profile of its own; a context manager."""
+
+    def __init__(self, executable: str, profile: Path, size: tuple[int, int] = (1720, 1000)) -> None:
+        self.console: list[str] = []
+        self._sent = 0
+        arguments = [
+            executable,
+            "--headless=new",
+            "--no-sandbox",  # containers run as root, and only the test server's pages are opened
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={profile}",
+            f"--window-size={size[0]},{size[1]}",
+            "about:blank",
+        ]
+        self._log = (profile.parent / f"{profile.name}.log").open("wb")
+        self._process = subprocess.Popen(arguments, stdout=self._log, stderr=self._log)
+        try:
+            self._socket = self._connect(profile / "DevToolsActivePort")
+            for domain in ("Page", "Runtime", "Log"):
+                self._call(f"{domain}.enable")
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the browser."""
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def open(self, url: str) -> None:
+        """Go to an address."""
+        self._call("Page.navigate", url=url)
+
+    def evaluate(self, script: str) -> Any:
+        """The JSON value of an expression, awaited; PageError if it throws."""
+        answer = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in answer:
+            details = answer["exceptionDetails"]
+            raise PageError(details.get("exception", {}).get("description") or details["text"])
+        return answer["result"].get("value")
+
+    def wait_for(self, script: str, seconds: float = 60) -> Any:
+        """Evaluate until the value is truthy, and return it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if value := self.evaluate(script):
+                    return value
+            except PageError as error:  # what it asks for is not there yet
+                last = str(error)
+            else:
+                last = "it was never true"
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{script!r} after {seconds} s: {last}\n" + "\n".join(self.console[-20:]))
+            time.sleep(0.2)
+
+    def screenshot(self, path: Path) -> Path:
+        """Save what the page looks like as PNG."""
+        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
+        return path
+
+    def _connect(self, port_file: Path) -> websocket.WebSocket:
+        deadline = time.monotonic() + START_SECONDS
+        while not port_file.exists() or not port_file.read_text():
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                raise RuntimeError(f"the browser did not start: {Path(self._log.name).read_text()[-2000:]}")
+            time.sleep(0.1)
+        port = port_file.read_text().splitlines()[0]
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
+            page = next(target for target in json.loads(answer.read()) if target["type"] == "page")
+        return websocket.create_connection(
+            page["webSocketDebuggerUrl"], timeout=120, suppress_origin=True, http_no_proxy=["127.0.0.1"]
+        )
+
+    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._sent += 1
+        self._socket.send(json.dumps({"id": self._sent, "method": method, "params": parameters}))
+        while True:
+            message = json.loads(self._socket.recv())
+            if message.get("id") == self._sent:
+                if "error" in message:
+                    raise RuntimeError(f"{method}: {message['error']}")
+                return message["result"]
+            self._note(message)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        """Keep what the page reports as errors."""
+        if event["method"] == "Runtime.exceptionThrown":
+            details = event["params"]["exceptionDetails"]
+            self.console.append(details.get("exception", {}).get("description") or details["text"])
+        elif event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] == "error":
+            entry = event["params"]["entry"]
+            self.console.append(f"{entry['text']} {entry.get('url', '')}")

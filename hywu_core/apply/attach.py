@@ -63,8 +63,7 @@ class _Dispatcher:
     def drop(module: nn.Module, path: _SidePath) -> None:
         dispatcher = path.dispatcher
         dispatcher.paths = tuple(other for other in dispatcher.paths if other is not path)
-        # If another tool has put its own forward over ours since, ours stays below it, empty and without
-        # effect.
+        # If another tool has put its own forward over ours since, ours stays below it, without effect.
         if not dispatcher.paths and module.__dict__.get("forward") is dispatcher:
             if dispatcher.overridden:
                 module.forward = dispatcher.own
@@ -175,9 +174,10 @@ def attach(model: nn.Module, adapter: Adapter, strength: float = 1.0) -> Attachm
         handle = attach(model, adapter); ...; handle.swap(other); ...; handle.remove()
 
     An adapter with batch 1 serves every row of the activations; one with batch P serves batches of k * P
-    rows, k consecutive rows each. Gradients flow to A and B if they require grad; keep the attachment until
-    after `backward` when the model uses activation checkpointing, because it runs the forward a second
-    time.
+    rows, k consecutive rows each. Gradients flow to A and B if they require grad.
+
+    With activation checkpointing, keep the attachment until after `backward`, which runs the forward again.
+    With torch.compile, attach once and `swap`: a new attachment is a new graph.
 
     Raises `HywuError`, before anything is changed, if the model lacks a target or its dims differ.
     """

@@ -6,7 +6,6 @@ number of axes, none for modulation vectors), r rank.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..errors import HywuError

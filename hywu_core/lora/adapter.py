@@ -6,6 +6,8 @@ Shape suffixes: P adapters in the batch, E experts, r rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isfinite
+from numbers import Integral
 from types import MappingProxyType
 
 import torch
@@ -21,8 +23,8 @@ class Adapter(Mapping[str, Pair]):
     """Reads as a mapping from target name to `(A, B)`.
 
     A (P, [E,] r, d_in) and B (P, [E,] d_out, r) are unscaled; adapter p updates the target's weight by
-    `scale * B[p] @ A[p]`. All targets share P, r, dtype and device. Tensors may be views and may require
-    grad.
+    `scale * B[p] @ A[p]`. All targets share P and r, and should share dtype and device. Tensors may be
+    views and may require grad.
 
     Raises `HywuError` if the shapes contradict each other; `check()` also looks for values that are not
     finite.
@@ -46,6 +48,10 @@ class Adapter(Mapping[str, Pair]):
 
     def __len__(self) -> int:
         return len(self._weights)
+
+    # By identity: Mapping would compare tensors, which have no single truth value.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         return (
@@ -113,21 +119,20 @@ class Adapter(Mapping[str, Pair]):
 
         Raises `HywuError` for an index outside the batch.
         """
-        if isinstance(index, slice):
-            return self._rows(lambda t: t[index], f"the slice {index} of {self.batch} adapters is empty")
-        rows = [index] if isinstance(index, int) else list(index)
-        for row in rows:
-            if not -self.batch <= row < self.batch:
-                raise HywuError(f"Adapter {row} was asked for, but the batch has only {self.batch}.")
-        if len(rows) == 1:  # a view
-            row = rows[0] % self.batch
-            return self._rows(lambda t: t[row : row + 1], "")
-        return self._rows(lambda t: t[rows], "an empty list of adapters was asked for")
-
-    def _rows(self, take: Callable[[Tensor], Tensor], if_empty: str) -> Adapter:
-        if take(self._any).shape[0] == 0:
-            raise HywuError(f"An adapter cannot be empty: {if_empty}.")
-        return self.map(take)
+        available = range(self.batch)
+        try:
+            if isinstance(index, slice):
+                rows = list(available[index])
+            else:
+                rows = [available[i] for i in ([index] if isinstance(index, Integral) else index)]
+        except IndexError:
+            raise HywuError(f"Adapter {index} was asked for, but the batch has only {self.batch}.") from None
+        if not rows:
+            raise HywuError(f"An empty selection was asked for, {index} of {self.batch} adapters.")
+        first, end = rows[0], rows[-1] + 1
+        if rows == list(range(first, end)):
+            return self.map(lambda t: t[first:end])  # neighbours are a view
+        return self.map(lambda t: t[rows])
 
     def scaled(self, factor: float) -> Adapter:
         """The update times `factor`; the tensors are shared."""
@@ -168,10 +173,10 @@ class Adapter(Mapping[str, Pair]):
         """
         if spec is not None:
             self.check_shapes(spec)
-        # One synchronisation for all tensors: the loop that finds the name runs only when something is wrong.
-        finite = torch.stack([torch.isfinite(t).all() for pair in self.values() for t in pair])
-        if not (isinstance(self.scale, float) and abs(self.scale) < float("inf")):
+        if not isfinite(self.scale):
             raise HywuError(f"The adapter's scale is {self.scale}; it must be finite.")
+        # One synchronisation for all tensors; which one it is matters only when something is wrong.
+        finite = torch.stack([torch.isfinite(t).all() for pair in self.values() for t in pair])
         if not bool(finite.all()):
             number = int((~finite).nonzero()[0])
             name = list(self)[number // 2]

@@ -1,10 +1,8 @@
 """Arithmetic on the updates themselves, scale * B @ A, without ever forming a d_out x d_in matrix.
 
-Sums are exact: the ranks of the summands are concatenated, [B1 B2] @ [A1; A2] = B1 @ A1 + B2 @ A2;
-    `truncate_rank` brings the rank down again with the best approximation there is (Eckart-Young).
-    Everything is batched over adapters.
-
-Shape suffixes: P adapters, r rank, D channels.
+Sums are exact: the ranks of the summands are concatenated, [B1 B2] @ [A1; A2] = B1 @ A1 + B2 @ A2, and
+`truncate_rank` brings the rank down again with the best approximation there is (Eckart-Young). Everything is
+batched over the P adapters; r is the rank.
 """
 
 from __future__ import annotations

@@ -90,9 +90,10 @@ def to_file(factors: Mapping[str, Factors], key_format: KeyFormat) -> dict[str, 
 def from_file(tensors: Mapping[str, Tensor], native: bool = False) -> dict[str, Factors]:
     """Find target names and factors in the tensors of a LoRA file of any of the formats above.
 
-    native: the file was written with bare target names, which may look like anything. Text encoder parts are
-    skipped with a warning. Raises `HywuError` if there are no factors, if one of a pair is
-    missing, or if other kinds of tensors (DoRA, LoKr, biases) are among them: half an adapter is not loaded.
+    native: the file was written with bare target names, which may look like anything.
+
+    Text encoder parts are skipped with a warning. Raises `HywuError` if there are no factors, if one of a
+    pair is missing, or if there are other kinds of tensors (DoRA, LoKr, biases): half an adapter is not loaded.
     """
     halves: dict[str, dict[str, Tensor]] = {}
     skipped = 0

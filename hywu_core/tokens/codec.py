@@ -1,7 +1,7 @@
 """Adapter <-> parameter tokens, exact inverses of each other (paper 3.4).
 
-Shape suffixes: P adapters in the batch, L layers of the band, T tokens per layer, r rank, C segment, E
-    experts, n segments of one matrix, D its channels (d_in of A, d_out of B^T).
+Shape suffixes: P adapters in the batch, L layers of the band, T tokens per layer, r rank, C segment,
+E experts, n segments of one matrix, D its channels (d_in of A, d_out of B^T).
 
 A band's tokens are one tensor (P, L, T, r, C): the A-tokens of all modules first, then their B-tokens, both
 in module order; the E matrices of grouped experts follow each other. Decoding runs in every training step:
@@ -89,8 +89,7 @@ def _decode_band(tokens: Tensor, band: Band, spec: LoraSpec, layout: TokenLayout
     counts = [layout.module_tokens(module, spec.rank) for module in band.modules]
     sizes = [a for a, _ in counts] + [b for _, b in counts]
     if layout.kind == "rank_anchored":
-        # The band's only copy: with the rank outside, the segments of a matrix are neighbours and joining
-        # is a view.
+        # The band's only copy: with the rank outside, a matrix's segments are neighbours; joining is a view.
         parts = tokens.transpose(2, 3).contiguous().split(sizes, dim=3)
     else:
         parts = tokens.split(sizes, dim=2)

@@ -32,7 +32,15 @@ def test_it_reads_as_a_mapping_with_common_properties():
 
 
 @pytest.mark.parametrize(
-    ("index", "rows"), [(1, [1]), (-1, [2]), (slice(1, 3), [1, 2]), ([2, 0], [2, 0]), ([1], [1])]
+    ("index", "rows"),
+    [
+        (1, [1]),
+        (-1, [2]),
+        (slice(1, 3), [1, 2]),
+        (slice(None, None, -2), [2, 0]),
+        ([2, 0], [2, 0]),
+        ([1], [1]),
+    ],
 )
 def test_select_keeps_the_batch_axis(index, rows):
     adapter = adapter_of()
@@ -78,6 +86,13 @@ def test_stack_refuses_other_targets_and_ranks():
         Adapter.stack([fewer, Adapter({"b.0.m": (A[..., :5], B)})])
     with pytest.raises(HywuError, match="empty"):
         Adapter.stack([])
+
+
+def test_adapters_are_compared_by_identity():
+    adapter = adapter_of()
+    assert adapter == adapter
+    assert adapter != adapter.clone()
+    assert adapter in {adapter}
 
 
 def test_scaled_multiplies_the_update_and_shares_the_tensors():

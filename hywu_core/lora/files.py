@@ -114,8 +114,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     file_path, peft_scale = _peft(path) if path.is_dir() else (path, None)
     with open_safetensors(file_path) as file:
         header = file.metadata() or {}
-        # Copies: the file may be replaced while the adapter lives, and its tensors would change with it.
-        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     try:
         factors = from_file(tensors, native=header.get("hywu.key_format") == "native")
         adapter = _import(factors, _scale(header) if peft_scale is None else peft_scale, header)
@@ -197,6 +196,7 @@ def _import(factors: Mapping[str, Factors], scale: float, header: Mapping[str, s
     for name, f in factors.items():
         B = f.B.to(dtype) if shared is not None else (f.B.float() * f.scale).to(dtype)
         missing = rank - f.A.shape[-2]
+        # Padding copies even where nothing is missing: what is mapped to the file would change with the file.
         weights[name] = (
             F.pad(f.A.to(dtype), (0, 0, 0, missing))[None],
             F.pad(B, (0, missing))[None],

@@ -93,7 +93,7 @@ def from_file(tensors: Mapping[str, Tensor], native: bool = False) -> dict[str, 
     native: the file was written with bare target names, which may look like anything.
 
     Text encoder parts are skipped with a warning. Raises `HywuError` if there are no factors, if one of a
-    pair is missing, or if there are other kinds of tensors (DoRA, LoKr, biases): half an adapter is not loaded.
+    pair is missing, or if there are other kinds of tensors (DoRA, LoKr, biases): never half an adapter.
     """
     halves: dict[str, dict[str, Tensor]] = {}
     skipped = 0

@@ -27,7 +27,12 @@ class EmbeddedEncode(io.ComfyNode):
             "pack. Models of your own have their own text encoders; they do not need this node.",
             inputs=[
                 io.Image.Input("image", tooltip="Any size; it is fitted to about 256 x 256 pixels."),
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The same words that HY-WU Condition reads.",
+                ),
                 io.Vae.Input("vae", tooltip="Load VAE with hywu_embedded_autoencoder."),
             ],
             outputs=[

@@ -43,7 +43,12 @@ class SaveAdapter(io.ComfyNode):
                 io.Float.Input(
                     "strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Baked into the file."
                 ),
-                io.Combo.Input("dtype", options=list(_DTYPES), default="as generated"),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(_DTYPES),
+                    default="as generated",
+                    tooltip="Number format of the file; float16 and bfloat16 halve a float32.",
+                ),
                 io.Int.Input("index", default=0, min=0, max=4095, tooltip="Which LoRA of a batch."),
             ],
             outputs=[],

@@ -169,24 +169,31 @@ def test_the_shipped_file_is_small():
     assert TEXT_ENCODER.stat().st_size < 7_500_000
 
 
-def _accuracy(encoder, asked: list[tuple[str, str]]) -> float:
-    operations = sorted(USER_PHRASES)
-    found = nearest_operations(encoder, [text for _, text in asked], operations)
-    wrong = [(a, b) for a, b in zip(asked, found, strict=True) if a[0] != b]
-    print(*wrong, sep="\n")
-    return 1 - len(wrong) / len(asked)
+@pytest.fixture(scope="module")
+def accuracy(encoder) -> dict[str, float]:
+    """The share of each set of wordings that is nearest to what it asks for, out of 76 operations."""
+    asked = {"user": [(op, text) for op, texts in USER_PHRASES.items() for text in texts]}
+    for language in ("en", "zh"):
+        asked[language] = [(p.operation, p.text) for p in phrases("held_out", None, (language,))]
+    texts = [text for pairs in asked.values() for _, text in pairs]
+    found = iter(nearest_operations(encoder, texts, sorted(USER_PHRASES)))
+    right = {}
+    for name, pairs in asked.items():
+        wrong = [f"{op} -> {other}: {text}" for op, text in pairs if (other := next(found)) != op]
+        print(f"{name}: {len(wrong)} of {len(pairs)} wrong", *wrong, sep="\n  ")
+        right[name] = 1 - len(wrong) / len(pairs)
+    return right
 
 
-def test_what_users_write_is_nearest_to_what_they_ask_for(encoder):
-    """Words of nobody's bank, out of 76 operations."""
-    assert _accuracy(encoder, [(op, text) for op, texts in USER_PHRASES.items() for text in texts]) >= 0.95
+def test_what_users_write_is_nearest_to_what_they_ask_for(accuracy):
+    """Words of nobody's bank."""
+    assert accuracy["user"] >= 0.95
 
 
-@pytest.mark.parametrize(("language", "least"), [("en", 0.62), ("zh", 0.72)])
-def test_held_out_phrases(encoder, language, least):
+def test_held_out_phrases(accuracy):
     """The bank's held-out phrases avoid the training phrases' words on purpose; numbers in the model card."""
-    asked = [(phrase.operation, phrase.text) for phrase in phrases("held_out", None, (language,))]
-    assert _accuracy(encoder, asked) >= least
+    assert accuracy["en"] >= 0.78
+    assert accuracy["zh"] >= 0.83
 
 
 def test_user_phrases_are_not_in_the_bank():

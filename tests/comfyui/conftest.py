@@ -14,6 +14,7 @@ from PIL import Image
 from hywu_core import LoraSpec
 from hywu_core.backbones.embedded import EmbeddedBackbone
 from hywu_core.embedded import AUTOENCODER, BACKBONE, GENERATOR, ROOT
+from hywu_core.embedded.text import TEXT_ENCODER
 
 from . import tiny
 from .server import PACK, ComfyServer, Install, find_installs
@@ -48,6 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     backbone = tiny.write_backbone(folder / "random_backbone.safetensors")
     spec = LoraSpec.from_module(backbone.transformer, rank=tiny.RANK, alpha=tiny.RANK)
     tiny.write_autoencoder(folder / "random_autoencoder.safetensors")
+    tiny.write_text_encoder(folder / "random_text_encoder.safetensors")
     tiny.write_generator(folder / "random_generator.safetensors", spec)
     tiny.write_generator(folder / "fresh_generator.safetensors", spec, fresh=True)
     return World(folder, backbone)
@@ -66,7 +68,12 @@ def _server(
     ):
         shutil.copy(world / f"{name}.safetensors", server.folder("models", kind))
     server.install_pack()
-    for path, name in ((BACKBONE, "backbone"), (AUTOENCODER, "autoencoder"), (GENERATOR, "generator")):
+    for path, name in (
+        (BACKBONE, "backbone"),
+        (AUTOENCODER, "autoencoder"),
+        (GENERATOR, "generator"),
+        (TEXT_ENCODER, "text_encoder"),
+    ):
         embedded = server.pack / "hywu_core" / "embedded" / path.relative_to(ROOT)
         if not embedded.exists():  # a checkout without weights: everything but their quality can be tested
             embedded.parent.mkdir(exist_ok=True)

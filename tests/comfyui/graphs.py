@@ -34,6 +34,8 @@ class EditGraph(Builder):
     prompt: str = "make it brighter"
     batch: int = 1
     cfg: float = 1.0
+    seed: int = 7
+    steps: int = 3
 
     def __post_init__(self) -> None:
         self.model = self.add("UNETLoader", unet_name=self.backbone, weight_dtype="default")
@@ -52,7 +54,7 @@ class EditGraph(Builder):
         condition = self.add("HYWU_Condition", generator=loaded, image=self.photo, prompt=self.prompt)
         return tuple(self.add("HYWU_GenerateLoRA", outputs=2, generator=loaded, condition=condition))
 
-    def sample(self, model: Link, steps: int = 3, seed: int = 7) -> str:
+    def sample(self, model: Link) -> str:
         """Sample with this model; the id of a Save Latent node."""
         samples = self.add(
             "KSampler",
@@ -60,8 +62,8 @@ class EditGraph(Builder):
             positive=self.conditioning,
             negative=self.conditioning,
             latent_image=self.latent,
-            seed=seed,
-            steps=steps,
+            seed=self.seed,
+            steps=self.steps,
             cfg=self.cfg,
             sampler_name="euler",
             scheduler="simple",

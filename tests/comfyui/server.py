@@ -179,6 +179,14 @@ class ComfyServer:
         """What was printed since `mark_log`."""
         return self.log()[self._log_mark :]
 
+    def wait_for_log(self, text: str, seconds: float = 60) -> None:
+        """Until the server has printed this since `mark_log`."""
+        deadline = time.monotonic() + seconds
+        while text not in self.recent_log():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"ComfyUI did not print {text!r} in {seconds} s")
+            time.sleep(0.05)
+
     def get(self, path: str) -> Any:
         """GET a path and parse its JSON."""
         with _loopback.open(self.url + path, timeout=60) as answer:
@@ -208,7 +216,14 @@ class ComfyServer:
 
     def run(self, graph: Graph) -> dict[str, Any]:
         """Queue a graph and wait; what its nodes reported, by node id. `Refused` if one failed."""
-        prompt_id = self.post("/prompt", {"prompt": graph, "client_id": uuid.uuid4().hex})["prompt_id"]
+        return self.wait(self.queue(graph))
+
+    def queue(self, graph: Graph) -> str:
+        """Queue a graph in API format; its prompt id. `Refused` if it does not validate."""
+        return self.post("/prompt", {"prompt": graph, "client_id": uuid.uuid4().hex})["prompt_id"]
+
+    def wait(self, prompt_id: str) -> dict[str, Any]:
+        """As `run`, for a graph that is queued already."""
         deadline = time.monotonic() + RUN_SECONDS
         while time.monotonic() < deadline:
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)

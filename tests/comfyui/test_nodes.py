@@ -100,12 +100,30 @@ def test_lora_output_merges_through_the_core_node(server):
     assert "lora key not loaded" not in server.recent_log()
 
 
-def test_a_run_without_it_is_bit_identical_afterwards(server):
-    before = frozen(server, prompt="before")
-    applied(server, prompt="before")
-    assert torch.equal(frozen(server, prompt="before"), before)  # from the cache
+def from_scratch(server: ComfyServer, **settings) -> torch.Tensor:
+    """`frozen` with nothing cached and no model loaded."""
     server.post("/free", {"unload_models": True, "free_memory": True})
-    assert torch.equal(frozen(server, prompt="before"), before)
+    server.mark_log()
+    result = frozen(server, **settings)
+    assert "Requested to load Flux" in server.recent_log()
+    return result
+
+
+def test_a_run_without_it_is_bit_identical_afterwards(server):
+    applied(server, seed=11)
+    assert torch.equal(frozen(server, seed=11), from_scratch(server, seed=11))
+
+
+def test_nothing_is_left_after_a_cancel_in_mid_sampling(server):
+    graph = EditGraph(steps=1000)
+    adapter, _ = graph.adapter()
+    graph.sample(graph.add("HYWU_ApplyLoRA", model=graph.model, adapter=adapter, strength=1.0))
+    queued = server.queue(graph.nodes)
+    server.wait_for_log("5/1000")
+    server.post("/interrupt", {})
+    with pytest.raises(Refused, match="interrupted"):
+        server.wait(queued)
+    assert torch.equal(frozen(server, seed=12), from_scratch(server, seed=12))
 
 
 def test_a_fresh_generator_and_strength_zero_change_no_bit(server):

@@ -11,7 +11,7 @@ import torch
 from hywu_core.backbones.embedded import EmbeddedBackbone
 from hywu_core.embedded import AUTOENCODER, BACKBONE, GENERATOR, ROOT
 from hywu_core.embedded.autoencoder import TinyAutoencoder
-from hywu_core.embedded.text import EmbeddedTextEncoder
+from hywu_core.embedded.text import TEXT_ENCODER, EmbeddedTextEncoder
 from hywu_core.generator import load_generator
 from hywu_core.images import load_photo
 from hywu_core.pipeline import HywuPipeline
@@ -53,7 +53,7 @@ def test_the_quickstart_makes_the_picture_of_the_edit_command(server, instructio
     pipeline = HywuPipeline(
         EmbeddedBackbone.load(file(BACKBONE)),
         TinyAutoencoder.load(file(AUTOENCODER)),
-        EmbeddedTextEncoder.load(),
+        EmbeddedTextEncoder.load(file(TEXT_ENCODER)),
         load_generator(file(GENERATOR)).eval(),
     )
     edit = pipeline.edit(load_photo(server.folder("input") / "photo.png"), [instruction], seed=0)

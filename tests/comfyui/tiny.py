@@ -6,11 +6,16 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Strip
+from tokenizers.pre_tokenizers import Split
 
 from hywu_core import Adapter, GeneratorConfig, LoraSpec, ParameterGenerator
 from hywu_core.backbones.embedded import EmbeddedBackbone, EmbeddedBackboneConfig
 from hywu_core.conditions.embedded import EmbeddedConditionEncoder
 from hywu_core.embedded.autoencoder import TinyAutoencoder
+from hywu_core.embedded.text import EmbeddedTextEncoder, TextEncoderConfig
 from hywu_core.generator.checkpoint import save_generator
 
 RANK = 4
@@ -31,6 +36,17 @@ def write_autoencoder(path: Path) -> TinyAutoencoder:
     autoencoder = TinyAutoencoder().eval().requires_grad_(False)
     save_file(autoencoder.comfy_state_dict(torch.float32), str(path))
     return autoencoder
+
+
+def write_text_encoder(path: Path) -> None:
+    """A random text encoder that reads letter by letter."""
+    torch.manual_seed(4)
+    letters = ["<s>", "</s>", "<unk>", *map(chr, range(32, 127))]
+    tokenizer = Tokenizer(WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="<unk>"))
+    tokenizer.normalizer = Strip()
+    tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
+    config = TextEncoderConfig(vocabulary=len(letters))
+    EmbeddedTextEncoder(config, tokenizer).save(path, bits={}, provenance={})
 
 
 def write_generator(path: Path, spec: LoraSpec, fresh: bool = False, encoder: str = "embedded") -> None:

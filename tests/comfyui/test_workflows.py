@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from hywu_core.backbones.embedded import EmbeddedBackbone
+from hywu_core.data.metrics import psnr
+from hywu_core.data.photo_ops import OPS
 from hywu_core.embedded import AUTOENCODER, BACKBONE, GENERATOR, ROOT
 from hywu_core.embedded.autoencoder import TinyAutoencoder
+from hywu_core.embedded.sizing import fit_image
 from hywu_core.embedded.text import TEXT_ENCODER, EmbeddedTextEncoder
 from hywu_core.generator import load_generator
 from hywu_core.images import load_photo
@@ -64,3 +67,20 @@ def test_the_quickstart_makes_the_picture_of_the_edit_command(server, instructio
     base = pipeline.edit(edit.source, [instruction], seed=0, frozen_base=True)
     assert (base.image - edit.image).abs().mean() > 1e-3, "the generated LoRA changes nothing"
     assert torch.isfinite(edit.image).all()
+
+
+@pytest.mark.skipif(not GENERATOR.exists(), reason=f"{GENERATOR.name} is not in this checkout")
+def test_the_quickstart_does_what_it_is_asked(server):
+    source = fit_image(load_photo(server.folder("input") / "photo.png"))
+    gains = {}
+    for op, instruction in {
+        "darken": "it is far too bright, please make it much darker",
+        "cyanotype": "print it as a blue cyanotype",
+        "black_frame": "put a black frame around the picture",
+    }.items():
+        exact = OPS[op].apply(source)
+        edited = torch.from_numpy(quickstart(server, instruction)).permute(2, 0, 1)[None] / 255
+        gains[op] = (psnr(edited, exact) - psnr(source, exact)).item()
+    assert sum(gains.values()) / len(gains) >= 4, (
+        f"dB nearer to the exact edit than the photograph is: {gains}"
+    )

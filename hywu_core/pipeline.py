@@ -19,7 +19,7 @@ from .backbones.sampling import euler, seeded_noise
 from .conditions.embedded import EmbeddedConditionEncoder, embedded_condition
 from .embedded import GENERATOR
 from .embedded.autoencoder import TinyAutoencoder
-from .embedded.sizing import fit_image
+from .embedded.sizing import WORKING_AREA, fit_image
 from .embedded.text import EmbeddedTextEncoder
 from .errors import HywuError
 from .generator import ParameterGenerator, load_generator
@@ -82,15 +82,17 @@ class HywuPipeline:
         steps: int = DEFAULT_STEPS,
         strength: float = 1.0,
         frozen_base: bool = False,
+        area: int | None = WORKING_AREA,
         on_step: Callable[[int], None] | None = None,
     ) -> Edit:
         """Edit images (B, 3, H, W) in [0, 1], each by its own instruction and its own generated LoRA.
 
         `frozen_base` (or a pipeline without a generator) leaves the LoRA out, to see what the backbone does alone.
+        `area` is the working size in pixels; None takes images as they are, which must be multiples of 16.
         """
         if len(images) != len(instructions):
             raise HywuError(f"Got {len(images)} images and {len(instructions)} instructions; give one for each image.")
-        source = fit_image(images.to(self.device))
+        source = images.to(self.device) if area is None else fit_image(images.to(self.device), area)
         latents = self.autoencoder.encode(source)
         text = self.text_encoder.encode(list(instructions))
         adapter = None

@@ -11,7 +11,7 @@ from ..embedded.text import EmbeddedTextEncoder, TextFeatures
 from .augment import vary
 from .instructions import phrases
 
-_CHUNK = 256
+_CHUNK = 2048
 
 
 class PromptPool:
@@ -35,7 +35,7 @@ class PromptPool:
             self._counts.append(len(plain) + len(varied))
             texts += plain + varied
         device = generator.device
-        features = [encoder.encode(texts[i : i + _CHUNK]) for i in range(0, len(texts), _CHUNK)]
+        features = [encoder.encode(texts[i : i + _CHUNK], batched=True) for i in range(0, len(texts), _CHUNK)]
         self._tokens = torch.cat([f.tokens for f in features]).to(device, torch.float16)
         self._mask = torch.cat([f.mask for f in features]).to(device)
         self._pooled = torch.cat([f.pooled for f in features]).to(device)

@@ -139,24 +139,28 @@ class EmbeddedTextEncoder(nn.Module):
         return features, F.normalize(sentence, dim=-1)
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> TextFeatures:
-        """Encode prompts one by one: a prompt's features are the same bits in whatever company it comes.
+    def encode(self, prompts: Sequence[str], batched: bool = False) -> TextFeatures:
+        """Encode prompts one by one, so that a prompt's features are the same bits in whatever company it comes.
 
-        Tokens hold the first 31 pieces of a longer prompt, the pooled embedding up to 128 of them. Raises
-        HywuError for an empty prompt.
+        `batched` encodes prompts of equal length together: much faster for thousands, and equal only to rounding.
+        Tokens hold the first 31 pieces of a longer prompt, the pooled embedding up to 128. HywuError for an empty one.
         """
         if isinstance(prompts, str) or not prompts:
             raise HywuError(f"The text encoder takes a list of at least one prompt, got {prompts!r}.")
         width = self.config.width
         tokens = torch.zeros(len(prompts), N_TOKENS, width, device=self.device)
         mask = torch.zeros(len(prompts), N_TOKENS, dtype=torch.bool, device=self.device)
-        for row, prompt in enumerate(prompts):
-            ids = torch.tensor([self.tokenize(prompt)], device=self.device)
-            features, sentence = self(ids, torch.ones_like(ids, dtype=torch.bool))
-            words = F.layer_norm(features[0, 1:-1][: N_TOKENS - 1].float(), (width,))
-            tokens[row, 0] = sentence[0].float() * width**0.5
-            tokens[row, 1 : 1 + len(words)] = words
-            mask[row, : 1 + len(words)] = True
+        ids = [self.tokenize(prompt) for prompt in prompts]
+        groups: dict[int, list[int]] = {}
+        for row, pieces in enumerate(ids):
+            groups.setdefault(len(pieces) if batched else -row, []).append(row)
+        for rows in groups.values():
+            together = torch.tensor([ids[row] for row in rows], device=self.device)
+            features, sentences = self(together, torch.ones_like(together, dtype=torch.bool))
+            words = F.layer_norm(features[:, 1:-1][:, : N_TOKENS - 1].float(), (width,))
+            tokens[rows, 0] = sentences.float() * width**0.5
+            tokens[rows, 1 : 1 + words.shape[1]] = words
+            mask[rows, : 1 + words.shape[1]] = True
         return TextFeatures(tokens=tokens, mask=mask, pooled=tokens[:, 0].clone())
 
     def save(self, path: str | Path, bits: dict[str, int], provenance: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ class TrainConfig:
     grad_clip: float = 1.0
     seed: int = 0
     device: str = "auto"  # cuda, then mps, then cpu
-    precision: str = "fp32"  # "bf16": autocast, float32 master weights
+    precision: str = "fp32"  # "tf32": shorter mantissas in products; "bf16": autocast, float32 master weights
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
@@ -35,8 +35,8 @@ class TrainConfig:
         for name in ("warmup", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise HywuError(f"{name} is {getattr(self, name)}; it must not be negative.")
-        if self.precision not in ("fp32", "bf16"):
-            raise HywuError(f"precision is '{self.precision}'; choose fp32 or bf16.")
+        if self.precision not in ("fp32", "tf32", "bf16"):
+            raise HywuError(f"precision is '{self.precision}'; choose fp32, tf32 or bf16.")
         resolve_device(self.device)
 
     def learning_rate(self, step: int) -> float:

@@ -21,14 +21,14 @@ from ..data.augment import is_chinese, vary
 from ..data.instructions import LANGUAGES, phrases
 from ..embedded.text import TEXT_ENCODER, EmbeddedTextEncoder
 from ..errors import HywuError
-from .config import TrainConfig
+from .config import TrainConfig, resolve_device
 from .loop import Task, train
 from .text_accuracy import centroids, embed, mean_word, nearest_operations, padded_ids
 from .text_source import interface_texts, prune, random_words
 
 # The table of pieces is two thirds of the parameters, and was 8 coarse bits in the original.
 BITS = {"embedding.weight": 4}
-DEFAULTS = TrainConfig(steps=360, batch_size=88, lr=1e-3, warmup=20, weight_decay=0.0, device="cpu")
+DEFAULTS = TrainConfig(steps=450, batch_size=88, lr=2e-3, warmup=40, weight_decay=0.0, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class TextAdaptation:
     """How the pruned encoder is adapted."""
 
     vocabulary: int = 12_000
-    temperature: float = 0.07  # of the cosine between a request and its operation
+    temperature: float = 0.05  # of the cosine between a request and its operation
     smoothing: float = 0.05
     general_share: float = 0.4  # general texts per request in a batch
-    keep_weight: float = 4.0  # of staying where the original was, on general text
-    dropout: float = 0.1  # of pieces
-    context_share: float = 0.3  # of requests among words that have nothing to do with them
+    keep_weight: float = 2.0  # of staying where the original was, on general text
+    dropout: float = 0.05  # of pieces
+    context_share: float = 0.15  # of requests among words that have nothing to do with them
 
     def __post_init__(self) -> None:
         if self.vocabulary < 5000:
@@ -81,14 +81,14 @@ class TextTask(Task):
 
     name = "embedded_text"
 
-    def __init__(self, settings: TextAdaptation, seed: int) -> None:
-        self.settings = settings
+    def __init__(self, settings: TextAdaptation, seed: int, device: torch.device) -> None:
+        self.settings, self.device = settings, device
         self.operations = sorted({phrase.operation for phrase in phrases("train")})
         self._requests = [[phrase.text for phrase in phrases("train", [name])] for name in self.operations]
         self._interface = interface_texts()
         self._seed = seed
-        self._original = prune(settings.vocabulary).requires_grad_(False)
-        self.module = _Adapted(copy.deepcopy(self._original).requires_grad_(True), self.operations)
+        self._original = prune(settings.vocabulary).requires_grad_(False).to(device)
+        self.module = _Adapted(copy.deepcopy(self._original).requires_grad_(True), self.operations).to(device)
 
     def _request(self, label: int, rng: random.Random, generator: torch.Generator) -> str:
         text = vary(rng.choice(self._requests[label]), generator)
@@ -112,12 +112,14 @@ class TextTask(Task):
 
     def batch(self, size: int, generator: torch.Generator) -> TextBatch:
         """`size` requests for random operations, as people would type them, and general texts beside them."""
-        rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
+        seed = int(torch.randint(2**62, (), generator=generator, device=self.device))
+        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
         labels = rng.choices(range(len(self.operations)), k=size)
         requests = [self._with_dropout(self._request(label, rng, generator), rng) for label in labels]
         n_general = max(1, round(size * self.settings.general_share))
         general = [self.module.encoder.tokenize(self._general(rng)) for _ in range(n_general)]
-        return TextBatch(torch.tensor(labels), padded_ids(requests), padded_ids(general))
+        texts = [tuple(part.to(self.device) for part in padded_ids(rows)) for rows in (requests, general)]
+        return TextBatch(torch.tensor(labels, device=self.device), *texts)
 
     def loss(self, batch: TextBatch, generator: torch.Generator) -> Tensor:
         """Cross-entropy over the operations, by sentence and by mean word, plus the drift on general text."""
@@ -163,7 +165,7 @@ def run(out: Path, seed: int = 0, **overrides: float) -> str:
         name: overrides.pop(name) for name in list(overrides) if name in TrainConfig.__dataclass_fields__
     }
     config = TrainConfig(**{**DEFAULTS.to_dict(), "seed": seed, **common})
-    task = TextTask(TextAdaptation(**overrides), seed)
+    task = TextTask(TextAdaptation(**overrides), seed, resolve_device(config.device))
     out.mkdir(parents=True, exist_ok=True)
     train(task, config, out, {"recipe": task.name, "config": config.to_dict(), "settings": overrides})
     return task.finish(out)

@@ -57,7 +57,13 @@ def _generator(config: TrainConfig, settings: Settings) -> Task:
 
     return HywuTask(
         "embedded_generator",
-        HywuTrainingConfig(base_share=settings["base_share"], rank=settings["rank"], n_layers=settings["n_layers"]),
+        HywuTrainingConfig(
+            base_share=settings["base_share"],
+            rank=settings["rank"],
+            n_layers=settings["n_layers"],
+            mlp_ratio=settings["mlp_ratio"],
+            noise_levels=settings["noise_levels"],
+        ),
         WorldConfig(crops=settings["crops"], variants=settings["variants"]),
         resolve_device(config.device),
         config.seed,
@@ -101,14 +107,14 @@ def _recipes() -> tuple[Recipe, ...]:
             "the embedded FLUX Kontext backbone, pretrained on the base operations",
             TrainConfig(steps=12000, batch_size=192, lr=1e-3, warmup=300, precision="bf16"),
             _backbone,
-            {"n_double": 1, "n_single": 4, "crops": 384, "variants": 6, "compile": True},
+            {"n_double": 1, "n_single": 4, "crops": 384, "variants": 2, "compile": False},
         ),
         Recipe(
             "embedded_generator",
             "the embedded HY-WU generator for all operations, on the frozen backbone",
             TrainConfig(steps=8000, batch_size=192, lr=1e-3, warmup=300, precision="bf16"),
             _generator,
-            {"base_share": 0.3, "rank": 8, "n_layers": 3, "crops": 384, "variants": 6},
+            {"base_share": 0.3, "rank": 8, "n_layers": 3, "mlp_ratio": 1.0, "noise_levels": 4, "crops": 256, "variants": 2},
         ),
     )  # fmt: skip
 

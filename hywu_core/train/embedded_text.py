@@ -28,7 +28,7 @@ from .text_source import interface_texts, prune, random_words
 
 # The table of pieces is two thirds of the parameters, and was 8 coarse bits in the original.
 BITS = {"embedding.weight": 4}
-DEFAULTS = TrainConfig(steps=450, batch_size=88, lr=2e-3, warmup=40, weight_decay=0.0, device="cpu")
+DEFAULTS = TrainConfig(steps=1200, batch_size=96, lr=1e-3, warmup=20, weight_decay=0.0)
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class TextAdaptation:
     """How the pruned encoder is adapted."""
 
     vocabulary: int = 12_000
-    temperature: float = 0.05  # of the cosine between a request and its operation
+    temperature: float = 0.07  # of the cosine between a request and its operation
     smoothing: float = 0.05
     general_share: float = 0.4  # general texts per request in a batch
-    keep_weight: float = 2.0  # of staying where the original was, on general text
-    dropout: float = 0.05  # of pieces
-    context_share: float = 0.15  # of requests among words that have nothing to do with them
+    keep_weight: float = 4.0  # of staying where the original was, on general text
+    dropout: float = 0.1  # of pieces
+    context_share: float = 0.3  # of requests among words that have nothing to do with them
 
     def __post_init__(self) -> None:
         if self.vocabulary < 5000:

@@ -56,7 +56,11 @@ def _encoder() -> nn.Sequential:
 def _decoder() -> nn.Sequential:
     stages = [_SoftClamp(), _conv3(LATENT_CHANNELS, WIDTH), nn.ReLU()]
     for _ in range(3):
-        stages += [*(_Residual() for _ in range(3)), nn.Upsample(scale_factor=2), _conv3(WIDTH, WIDTH, bias=False)]
+        stages += [
+            *(_Residual() for _ in range(3)),
+            nn.Upsample(scale_factor=2),
+            _conv3(WIDTH, WIDTH, bias=False),
+        ]
     return nn.Sequential(*stages, _Residual(), _conv3(WIDTH, 3))
 
 
@@ -72,7 +76,9 @@ class TinyAutoencoder(nn.Module):
         """Images (B, 3, H, W) in [0, 1], H and W multiples of 8, to latents (B, Z, h, w) of about unit variance."""
         height, width = images.shape[-2:]
         if height % DOWNSCALE or width % DOWNSCALE:
-            raise HywuError(f"The image is {width} x {height}; the autoencoder needs multiples of {DOWNSCALE}.")
+            raise HywuError(
+                f"The image is {width} x {height}; the autoencoder needs multiples of {DOWNSCALE}."
+            )
         return self.taesd_encoder(images)
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -25,12 +25,18 @@ def parser() -> argparse.ArgumentParser:
     )
     parse.add_argument("photo", type=Path, help="a photograph of any size (JPEG, PNG, WebP, TIFF ...)")
     parse.add_argument("instruction", help='what to do, such as "make it look like an old faded photograph"')
-    parse.add_argument("-o", "--out", type=Path, default=Path("edited.png"), help="the edited picture (%(default)s)")
+    parse.add_argument(
+        "-o", "--out", type=Path, default=Path("edited.png"), help="the edited picture (%(default)s)"
+    )
     parse.add_argument("--adapter-out", type=Path, help="also save the generated LoRA as .safetensors")
-    parse.add_argument("--compare", action="store_true", help="also write OUT_compare: source, frozen base, HY-WU")
+    parse.add_argument(
+        "--compare", action="store_true", help="also write OUT_compare: source, frozen base, HY-WU"
+    )
     parse.add_argument("--generator", type=Path, help="another generator file, such as one you trained")
     parse.add_argument("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
-    parse.add_argument("--strength", type=float, default=1.0, help="factor on the generated LoRA (%(default)s)")
+    parse.add_argument(
+        "--strength", type=float, default=1.0, help="factor on the generated LoRA (%(default)s)"
+    )
     parse.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="sampling steps (%(default)s)")
     parse.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (%(default)s)")
     return parse
@@ -66,7 +72,11 @@ def main(argv: list[str] | None = None) -> int:
     with tqdm(total=passes * arguments.steps, desc="editing", unit="step") as bar:
         settings = {"seed": arguments.seed, "steps": arguments.steps, "on_step": lambda _: bar.update()}
         edit = pipeline.edit(photo, [arguments.instruction], strength=arguments.strength, **settings)
-        base = pipeline.edit(photo, [arguments.instruction], frozen_base=True, **settings) if arguments.compare else None
+        base = (
+            pipeline.edit(photo, [arguments.instruction], frozen_base=True, **settings)
+            if arguments.compare
+            else None
+        )
     written = [arguments.out]
     save_image(to_pil(edit.image[0]), arguments.out)
     if base is not None:

@@ -29,7 +29,9 @@ def load_photo(path: str | Path) -> Tensor:
             image = ImageOps.exif_transpose(opened)
             image.load()
     except UnidentifiedImageError as error:
-        raise HywuError(f"{path} is not an image that can be read; give a JPEG, PNG, WebP or TIFF file.") from error
+        raise HywuError(
+            f"{path} is not an image that can be read; give a JPEG, PNG, WebP or TIFF file."
+        ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise HywuError(f"The photograph {path} is damaged or too large: {error}.") from error
     return _to_tensor(_flatten(image))
@@ -37,7 +39,13 @@ def load_photo(path: str | Path) -> Tensor:
 
 def _flatten(image: Image.Image) -> Image.Image:
     """Any PIL mode to RGB."""
-    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):  # 16-bit grey scans; PIL's own conversion would clip them
+    if image.mode in (
+        "I",
+        "I;16",
+        "I;16B",
+        "I;16L",
+        "F",
+    ):  # 16-bit grey scans; PIL's own conversion would clip them
         values = np.asarray(image).astype(np.float32)
         top = 65535.0 if values.max() > 255 else 255.0
         if image.mode == "F" and values.max() <= 1:
@@ -97,6 +105,8 @@ def sheet(rows: Sequence[tuple[str, Sequence[Tensor]]], columns: Sequence[str]) 
     return page
 
 
-def save_sheet(rows: Sequence[tuple[str, Sequence[Tensor]]], columns: Sequence[str], path: str | Path) -> None:
+def save_sheet(
+    rows: Sequence[tuple[str, Sequence[Tensor]]], columns: Sequence[str], path: str | Path
+) -> None:
     """`sheet` into a file."""
     save_image(sheet(rows, columns), path)

@@ -91,7 +91,9 @@ class HywuPipeline:
         `area` is the working size in pixels; None takes images as they are, which must be multiples of 16.
         """
         if len(images) != len(instructions):
-            raise HywuError(f"Got {len(images)} images and {len(instructions)} instructions; give one for each image.")
+            raise HywuError(
+                f"Got {len(images)} images and {len(instructions)} instructions; give one for each image."
+            )
         source = images.to(self.device) if area is None else fit_image(images.to(self.device), area)
         latents = self.autoencoder.encode(source)
         text = self.text_encoder.encode(list(instructions))
@@ -102,7 +104,9 @@ class HywuPipeline:
         def velocity(x: Tensor, time: float) -> Tensor:
             return self.backbone(x, torch.full((len(x),), time, device=x.device), latents, text)
 
-        applied = attach(self.backbone.transformer, adapter, strength) if adapter is not None else nullcontext()
+        applied = (
+            attach(self.backbone.transformer, adapter, strength) if adapter is not None else nullcontext()
+        )
         with applied:
             result = euler(velocity, seeded_noise(latents.shape, seed).to(self.device), steps, on_step)
         return Edit(source, self.autoencoder.decode(result), adapter)

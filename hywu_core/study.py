@@ -15,11 +15,15 @@ def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(prog="python -m hywu_core.study", description=__doc__)
     studies = parse.add_subparsers(dest="study", required=True)
     routing = studies.add_parser("routing", help="does an edit land on the operation that was asked for?")
-    routing.add_argument("--out", type=Path, default=Path("runs/routing"), help="folder of the results (%(default)s)")
+    routing.add_argument(
+        "--out", type=Path, default=Path("runs/routing"), help="folder of the results (%(default)s)"
+    )
     routing.add_argument("--generator", type=Path, help="another generator file than the shipped one")
     routing.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (%(default)s)")
     routing.add_argument("--steps", type=int, default=8, help="sampling steps (%(default)s)")
-    routing.add_argument("--quick", action="store_true", help="one photograph and one wording: minutes on two cores")
+    routing.add_argument(
+        "--quick", action="store_true", help="one photograph and one wording: minutes on two cores"
+    )
     return parse
 
 
@@ -32,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         raise HywuError(f"The folder {arguments.out} cannot be made: {error}.") from error
     from .studies import routing
 
-    result = routing.run(arguments.out, arguments.generator, arguments.device, arguments.quick, arguments.steps)
+    result = routing.run(
+        arguments.out, arguments.generator, arguments.device, arguments.quick, arguments.steps
+    )
     print(routing.report(result))  # noqa: T201
     return 0
 

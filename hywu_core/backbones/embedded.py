@@ -87,7 +87,9 @@ class EmbeddedBackbone(nn.Module):
 
     kind = "embedded"
 
-    def __init__(self, config: EmbeddedBackboneConfig, transformer: FluxTransformer2DModel | None = None) -> None:
+    def __init__(
+        self, config: EmbeddedBackboneConfig, transformer: FluxTransformer2DModel | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.transformer = transformer if transformer is not None else config.build()
@@ -127,5 +129,7 @@ class EmbeddedBackbone(nn.Module):
         try:
             backbone.transformer.load_state_dict(tensors)
         except RuntimeError as error:
-            raise HywuError(f"{path} contradicts its own config: {str(error).splitlines()[-1].strip()}") from error
+            raise HywuError(
+                f"{path} contradicts its own config: {str(error).splitlines()[-1].strip()}"
+            ) from error
         return backbone.to(device).eval().requires_grad_(False)

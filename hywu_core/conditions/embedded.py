@@ -69,6 +69,8 @@ class EmbeddedConditionEncoder:
     def encode(self, images: Tensor, prompts: Sequence[str]) -> Condition:
         """Images (B, 3, H, W) in [0, 1], any size, and B prompts to a Condition (B, S, D)."""
         if len(images) != len(prompts):
-            raise HywuError(f"Got {len(images)} images and {len(prompts)} instructions; give one for each image.")
+            raise HywuError(
+                f"Got {len(images)} images and {len(prompts)} instructions; give one for each image."
+            )
         latents = self.autoencoder.encode(fit_image(images))
         return embedded_condition(latents, self.text_encoder.encode(list(prompts)))

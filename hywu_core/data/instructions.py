@@ -31,7 +31,9 @@ def _bank() -> dict[str, dict[str, dict[str, list[str]]]]:
     return bank
 
 
-def phrases(split: str, operations: list[str] | None = None, languages: tuple[str, ...] = LANGUAGES) -> list[Phrase]:
+def phrases(
+    split: str, operations: list[str] | None = None, languages: tuple[str, ...] = LANGUAGES
+) -> list[Phrase]:
     """All phrases of a split ('train' or 'held_out'), in a fixed order; HywuError for a name that does not exist."""
     if split not in SPLITS:
         raise HywuError(f"There is no split '{split}' of the phrases; choose from {', '.join(SPLITS)}.")

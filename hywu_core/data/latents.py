@@ -60,7 +60,11 @@ class LatentPool:
             chunks = []
             for start in range(0, crops, _CHUNK):
                 photo = random_crops(photos, min(_CHUNK, crops - start), size, generator)
-                chunks.append(torch.stack([self._encode(autoencoder, image) for image in self._images(photo, generator)]))
+                chunks.append(
+                    torch.stack(
+                        [self._encode(autoencoder, image) for image in self._images(photo, generator)]
+                    )
+                )
                 if on_chunk is not None:
                     on_chunk(len(photo))
             self.buckets.append(_Bucket(torch.cat(chunks, dim=1)))

@@ -87,7 +87,9 @@ def _crop(photo: Tensor, draw: Sequence[float], size: tuple[int, int]) -> Tensor
     top, left = int(down * (height - crop_h + 1)), int(right * (width - crop_w + 1))
     top, left = min(top, height - crop_h), min(left, width - crop_w)
     piece = photo[None, :, top : top + crop_h, left : left + crop_w].float() / 255
-    piece = F.interpolate(piece, size=size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+    piece = F.interpolate(piece, size=size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(
+        0, 1
+    )
     return piece.flip(-1) if flip < 0.5 else piece
 
 

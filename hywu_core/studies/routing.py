@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from ..data.instructions import LANGUAGES, SPLITS
 from ..data.metrics import psnr
 from ..data.photo_ops import OPS, exact
 from ..pipeline import HywuPipeline
@@ -87,7 +88,9 @@ def _interval(values: Sequence[float]) -> dict[str, float]:
     data = np.asarray(values, dtype=float)
     if len(data) < 2 or np.ptp(data) == 0:
         return {"mean": float(data.mean()), "low": float(data.mean()), "high": float(data.mean())}
-    found = stats.bootstrap((data,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+    found = stats.bootstrap(
+        (data,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
+    )
     low, high = found.confidence_interval
     return {"mean": float(data.mean()), "low": float(low), "high": float(high)}
 
@@ -110,11 +113,12 @@ def run(out: Path, generator: Path | None, device: str, quick: bool, steps: int)
     """Measure, then write `result.json`, `routing.png` and `report.md` into `out`; returns the result."""
     pipeline = HywuPipeline.from_embedded(generator, device)
     operations = tuple(OPS)
-    photos, wordings = (1, 1) if quick else (None, 2)
-    groups = {}
-    for split in ("held_out", "train"):
-        cases = held_out_cases(operations, wordings, photos, split=split, languages=("en", "zh"))
-        groups[split] = route(pipeline, cases, steps)
+    photos, wordings, languages = (1, 1, ("en",)) if quick else (None, 2, LANGUAGES)
+    splits = ("held_out",) if quick else SPLITS
+    groups = {
+        split: route(pipeline, held_out_cases(operations, wordings, photos, split=split, languages=languages), steps)
+        for split in splits
+    }
     unseen = groups["held_out"]
     subsets = {
         "unseen words": unseen,
@@ -122,7 +126,7 @@ def run(out: Path, generator: Path | None, device: str, quick: bool, steps: int)
         "unseen words, Chinese": [r for r in unseen if r.language == "zh"],
         "unseen words, operations of the generator": [r for r in unseen if OPS[r.operation].split == "hywu"],
         "unseen words, operations of the base": [r for r in unseen if OPS[r.operation].split == "base"],
-        "trained words": groups["train"],
+        "trained words": groups.get("train", []),
     }
     result = {
         "study": "routing",
@@ -134,14 +138,16 @@ def run(out: Path, generator: Path | None, device: str, quick: bool, steps: int)
             "quick": quick,
             "generator": pipeline.generator.provenance,
         },
-        "subsets": {name: summarise(rows) for name, rows in subsets.items()},
+        "subsets": {name: summarise(rows) for name, rows in subsets.items() if rows},
         "operations": {
             name: summarise([r for r in unseen if r.operation == name]) | {"split": OPS[name].split}
             for name in operations
         },
         "cases": [asdict(r) for r in unseen],
     }
-    (out / "result.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "result.json").write_text(
+        json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     _figure(unseen, operations, out / "routing.png")
     (out / "report.md").write_text(report(result), encoding="utf-8")
     return result
@@ -154,7 +160,7 @@ def report(result: dict) -> str:
         "# Routing",
         "",
         f"{len(result['operations'])} operations on {config['photographs']} held-out photographs, {config['wordings']} "
-        f"wordings of each language, {config['steps']} sampling steps. An edit is right when, of the exact results of all "
+        f"wordings in each language, {config['steps']} sampling steps. An edit is right when, of the exact results of all "
         "operations, the one asked for is nearest by PSNR. Brackets are 95% bootstrap intervals.",
         "",
         "| | edits | right | PSNR to exact, dB | over the untouched source, dB | over the frozen base, dB | below the autoencoder, dB |",
@@ -167,7 +173,11 @@ def report(result: dict) -> str:
 
     columns = ("edited_db", "gain_over_untouched_db", "gain_over_frozen_base_db", "below_ceiling_db")
     for name, part in result["subsets"].items():
-        cells = [str(part["cases"]), cell(part["accuracy"], 100, "%"), *(cell(part[column]) for column in columns)]
+        cells = [
+            str(part["cases"]),
+            cell(part["accuracy"], 100, "%"),
+            *(cell(part[column]) for column in columns),
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "Most frequent confusions (unseen words): " + "; ".join(
         f"{c['asked']} lands on {c['landed']} ({c['times']} times)"
@@ -191,6 +201,8 @@ def _figure(routed: Sequence[Routed], operations: Sequence[str], path: Path) -> 
     shown = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
     axes.set_xticks(range(len(operations)), operations, rotation=90, fontsize=6)
     axes.set_yticks(range(len(operations)), operations, fontsize=6)
-    axes.set(xlabel="nearest exact result", ylabel="operation asked for", title="Where edits land (unseen words)")
+    axes.set(
+        xlabel="nearest exact result", ylabel="operation asked for", title="Where edits land (unseen words)"
+    )
     figure.colorbar(shown, ax=axes, shrink=0.6, label="share of the edits")
     figure.savefig(path, dpi=120)

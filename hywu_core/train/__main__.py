@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--seed", help="seed of initialisation, data and noise")
     parse.add_argument("--device", help="cpu, cuda, mps, ...")
     parse.add_argument("--precision", help="fp32, tf32 or bf16 (autocast)")
-    parse.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting of the recipe")
+    parse.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting of the recipe"
+    )
     return parse
 
 

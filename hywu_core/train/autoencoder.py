@@ -47,7 +47,11 @@ class AutoencoderTask(Task):
         images = random_crops(self.photos, size, (CROP, CROP), generator)
         edited = int(size * EDITED_SHARE)
         for part in torch.arange(edited).chunk(OPERATIONS_PER_BATCH):
-            op = OPS[self.operations[int(torch.randint(len(self.operations), (), generator=generator, device=self.device))]]
+            op = OPS[
+                self.operations[
+                    int(torch.randint(len(self.operations), (), generator=generator, device=self.device))
+                ]
+            ]
             source, target = make_pair(op, images[part], generator)
             images[part] = target if op.kind == "forward" else source
         return images.contiguous(memory_format=torch.channels_last)

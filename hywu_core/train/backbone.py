@@ -28,7 +28,12 @@ class BackboneTask(Task):
     file_name = "hywu_embedded_flux_kontext.safetensors"
 
     def __init__(
-        self, config: EmbeddedBackboneConfig, world: WorldConfig, device: torch.device, seed: int, compiled: bool
+        self,
+        config: EmbeddedBackboneConfig,
+        world: WorldConfig,
+        device: torch.device,
+        seed: int,
+        compiled: bool,
     ) -> None:
         torch.manual_seed(seed)
         self.module = EmbeddedBackbone(config).to(device)

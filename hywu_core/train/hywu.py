@@ -73,7 +73,8 @@ class HywuTask(Task):
         ).to(device)
         self.world = EmbeddedWorld(config.operations, world, device, seed)
         self._weights = torch.tensor(
-            [config.base_share if OPS[name].split == "base" else 1.0 for name in config.operations], device=device
+            [config.base_share if OPS[name].split == "base" else 1.0 for name in config.operations],
+            device=device,
         )
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[EditBatch, TextFeatures]:
@@ -105,7 +106,9 @@ class HywuTask(Task):
         device = next(self.module.parameters()).device
         parts = (self.backbone, self.world.autoencoder, self.world.text_encoder)
         pipeline = HywuPipeline(*parts, load_generator(path, device=device).eval())
-        cases = held_out_cases(self.config.operations, self.config.wordings, self.config.photos, self.config.area)
+        cases = held_out_cases(
+            self.config.operations, self.config.wordings, self.config.photos, self.config.area
+        )
         edited, frozen = judge(pipeline, cases), judge(pipeline, cases, frozen_base=True)
         _sheet(edited, frozen, out / "before_after.png")
         return _sentence(edited, frozen)

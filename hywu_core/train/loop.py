@@ -50,7 +50,9 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def train(task: Task, config: TrainConfig, out: Path, run: dict[str, object], resume: bool = False) -> list[float]:
+def train(
+    task: Task, config: TrainConfig, out: Path, run: dict[str, object], resume: bool = False
+) -> list[float]:
     """Train `task` to `config.steps`, checkpointing into `out`; returns the loss of every step.
 
     Ctrl-C writes a checkpoint and raises KeyboardInterrupt; a loss that is not finite stops the run with HywuError and
@@ -66,15 +68,15 @@ def train(task: Task, config: TrainConfig, out: Path, run: dict[str, object], re
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
     # cuDNN's attention reads out of bounds in backward (torch 2.11, H100, bf16, 544 tokens); the others do not.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.backends.cudnn.benchmark = device.type == "cuda"  # shapes repeat, so searching for the best kernel pays
+    torch.backends.cudnn.benchmark = (
+        device.type == "cuda"
+    )  # shapes repeat, so searching for the best kernel pays
     generator = torch.Generator(device).manual_seed(config.seed)
     state = TrainState(task.module, optimizer, generator, [])
     if resume:
         state.restore(out)
         log.info("resuming %s at step %d of %d", task.name, state.step, config.steps)
-    autocast = (
-        torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
-    )
+    autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
     parameters = [p for p in task.module.parameters() if p.requires_grad]
     unread: list[Tensor] = []
 

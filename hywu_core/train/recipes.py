@@ -78,7 +78,12 @@ def _demo(config: TrainConfig, settings: Settings) -> Task:
     return HywuTask(
         "embedded_demo",
         HywuTrainingConfig(
-            operations=DEMO_OPERATIONS, rank=4, d_model=128, n_layers=2, area=size * size, photos=settings["photos"]
+            operations=DEMO_OPERATIONS,
+            rank=4,
+            d_model=128,
+            n_layers=2,
+            area=size * size,
+            photos=settings["photos"],
         ),
         WorldConfig(sizes=((size, size),), crops=settings["crops"], variants=settings["variants"]),
         resolve_device(config.device),

@@ -38,7 +38,9 @@ class WorldConfig:
 class EmbeddedWorld:
     """Exact edits of the training photographs under some operations, in latents and words."""
 
-    def __init__(self, operations: Sequence[str], config: WorldConfig, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, operations: Sequence[str], config: WorldConfig, device: torch.device, seed: int
+    ) -> None:
         self.operations = tuple(operations)
         self.autoencoder = TinyAutoencoder.load(device=device)
         self.text_encoder = EmbeddedTextEncoder.load().to(device)
@@ -106,7 +108,12 @@ class Judged:
 
 
 def judge(
-    pipeline: HywuPipeline, cases: Sequence[EditCase], *, frozen_base: bool = False, steps: int = 8, batch: int = 8
+    pipeline: HywuPipeline,
+    cases: Sequence[EditCase],
+    *,
+    frozen_base: bool = False,
+    steps: int = 8,
+    batch: int = 8,
 ) -> list[Judged]:
     """Edit every case (in batches of one photograph, hence one size) and compare with the exact results."""
     judged = []

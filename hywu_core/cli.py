@@ -11,7 +11,7 @@ from .errors import HywuError
 
 
 def command(main: Callable[[], int]) -> int:
-    """Run a command's `main`; a HywuError or a full disk becomes one sentence on standard error and exit code 2."""
+    """Run a command's `main`; a HywuError or a full disk becomes one sentence on stderr and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return main()

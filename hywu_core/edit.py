@@ -1,4 +1,4 @@
-"""`python -m hywu_core.edit PHOTO "instruction"`: edit one photograph with a LoRA written for it, on the embedded models."""
+"""`python -m hywu_core.edit PHOTO "instruction"`: edit one photograph with a LoRA written for it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(
         prog="python -m hywu_core.edit",
-        description="Edit a photograph: a transformer looks at it and at your words, writes a LoRA for them, and a "
-        "small FLUX Kontext edits with it. Runs on a CPU; the result has about 256 x 256 pixels.",
+        description="Edit a photograph: a transformer looks at it and at your words, writes a LoRA for "
+        "them, and a small FLUX Kontext edits with it. Runs on a CPU; the result has about 256 x 256 pixels.",
     )
     parse.add_argument("photo", type=Path, help="a photograph of any size (JPEG, PNG, WebP, TIFF ...)")
     parse.add_argument("instruction", help='what to do, such as "make it look like an old faded photograph"')

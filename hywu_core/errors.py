@@ -1,4 +1,4 @@
-"""The one error family that reaches users: a sentence that says what was wrong, with the numbers, and what to do."""
+"""The one error family that reaches users: a sentence saying what was wrong, with numbers, and what to do."""
 
 
 class HywuError(ValueError):

@@ -1,4 +1,4 @@
-"""Pictures in and out: any photograph to RGB in [0, 1], results to files that are whole or not there, labelled sheets."""
+"""Pictures in and out: any photograph to RGB in [0, 1], results to whole files or none, labelled sheets."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def check_image_path(path: str | Path) -> Path:
-    """A path an image can be written to; HywuError when its folder is missing or its suffix names no image format."""
+    """A path an image can be written to; HywuError for a missing folder or a suffix of no image format."""
     path = Path(path)
     if not path.parent.is_dir():
         raise HywuError(f"The folder {path.parent} does not exist; make it first.")

@@ -47,7 +47,7 @@ class HywuPipeline:
         text_encoder: EmbeddedTextEncoder,
         generator: ParameterGenerator | None,
     ) -> None:
-        """`generator` None edits with the frozen backbone alone; a generator for another model is a HywuError."""
+        """`generator` None edits with the frozen backbone alone; one for another model is a HywuError."""
         if generator is not None:
             check_embedded(generator)
         self.backbone = backbone
@@ -87,8 +87,9 @@ class HywuPipeline:
     ) -> Edit:
         """Edit images (B, 3, H, W) in [0, 1], each by its own instruction and its own generated LoRA.
 
-        `frozen_base` (or a pipeline without a generator) leaves the LoRA out, to see what the backbone does alone.
-        `area` is the working size in pixels; None takes images as they are, which must be multiples of 16.
+        `frozen_base` (or a pipeline without a generator) leaves the LoRA out, to see what the backbone does
+        alone. `area` is the working size in pixels; None takes images as they are, which must be multiples of
+        16.
         """
         if len(images) != len(instructions):
             raise HywuError(
@@ -118,6 +119,7 @@ def check_embedded(generator: ParameterGenerator) -> None:
     backbone = generator.backbone_info.get("kind")
     if encoder != EmbeddedConditionEncoder.kind or backbone != EmbeddedBackbone.kind:
         raise HywuError(
-            f"This generator adapts the backbone '{backbone}' and reads the conditions of the encoder '{encoder}'; "
-            f"the embedded models need '{EmbeddedBackbone.kind}' and '{EmbeddedConditionEncoder.kind}'."
+            f"This generator adapts the backbone '{backbone}' and reads the conditions of the encoder "
+            f"'{encoder}'; the embedded models need '{EmbeddedBackbone.kind}' and "
+            f"'{EmbeddedConditionEncoder.kind}'."
         )

@@ -18,8 +18,11 @@ def test_any_mode_becomes_rgb(tmp_path, mode):
     image = image.convert("L").convert(mode) if mode in ("LA",) else image.convert(mode)
     image.save(path)
     photo = load_photo(path)
-    assert photo.shape == (1, 3, 40, 30) and photo.dtype == torch.float32
-    assert photo.min() >= 0 and photo.max() <= 1 and photo.std() > 0.1
+    assert photo.shape == (1, 3, 40, 30)
+    assert photo.dtype == torch.float32
+    assert photo.min() >= 0
+    assert photo.max() <= 1
+    assert photo.std() > 0.1
 
 
 def test_sixteen_bit_grey_keeps_its_tones(tmp_path):

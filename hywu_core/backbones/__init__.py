@@ -1,1 +1,1 @@
-"""Frozen image-editing models behind one small protocol; diffusers runs them, nothing of a transformer is written here."""
+"""Frozen image-editing models behind one small protocol; their transformers are diffusers' own."""

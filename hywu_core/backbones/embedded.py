@@ -1,8 +1,9 @@
-"""The embedded backbone: a small FLUX.1-Kontext (diffusers `FluxTransformer2DModel`) that edits 256-pixel photographs.
+"""The embedded backbone: a small FLUX.1-Kontext (`FluxTransformer2DModel`) for 256-pixel photographs.
 
 Shapes: B batch, Z = 16 latent channels, h x w latents, N = (h/2)(w/2) tokens, E = 512 text channels.
 
-The reference photograph's tokens follow the noisy ones in the sequence; their first RoPE index is 1, as in Kontext.
+The reference photograph's tokens follow the noisy ones in the sequence; their first RoPE index is 1, as in
+Kontext.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class EmbeddedBackbone(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path = BACKBONE, device: str | torch.device = "cpu") -> EmbeddedBackbone:
-        """Read the frozen backbone as float32; HywuError when the file is missing, damaged or not an embedded backbone."""
+        """Read the frozen backbone as float32; HywuError for a missing, damaged or foreign file."""
         with open_safetensors(path) as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118

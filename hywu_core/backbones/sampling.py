@@ -1,4 +1,4 @@
-"""Euler integration of a rectified flow, step for step what ComfyUI's KSampler does with `euler` and `simple`.
+"""Euler integration of a rectified flow, step for step as ComfyUI's KSampler with `euler` and `simple`.
 
 Shapes: B batch, Z latent channels, h x w latents. Time runs from 1 (noise) to 0 (image):
 x_t = (1 - t) * image + t * noise, velocity v = noise - image = dx/dt.
@@ -7,6 +7,7 @@ x_t = (1 - t) * image + t * noise, velocity v = noise - image = dx/dt.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def euler(
 ) -> Tensor:
     """Integrate from noise (B, Z, h, w) at t = 1 to the image's latents; `on_step(done)` after every step."""
     x, sigmas = noise, simple_sigmas(steps)
-    for step, (now, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for step, (now, following) in enumerate(pairwise(sigmas)):
         x = x + velocity(x, now) * (following - now)
         if on_step is not None:
             on_step(step + 1)

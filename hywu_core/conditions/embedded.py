@@ -1,9 +1,10 @@
-"""The condition encoder of the embedded world: the autoencoder sees the photograph, the text encoder reads the words.
+"""The embedded condition encoder: the autoencoder sees the photograph, the text encoder reads the words.
 
-Shapes: B batch, S = 17 + 32 tokens, Z = 16 latent channels, h x w latents, E = 512 text channels, D = E + 2Z channels.
+Shapes: B batch, S = 17 + 32 tokens, Z = 16 latent channels, h x w latents, E = 512 text channels, D = E + 2Z.
 
-Paper 3.3: `c = concat[Enc_img(image), Enc_txt(instruction)]` along the token axis. The two encoders speak in channels
-of their own (the other's are zero), which gives each its own projection inside the generator's first linear layer.
+Paper 3.3: `c = concat[Enc_img(image), Enc_txt(instruction)]` along the token axis. The two encoders speak in
+channels of their own (the other's are zero), which gives each its own projection inside the generator's first
+linear layer.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CONDITION_DIM = TEXT_DIM + IMAGE_DIM
 
 
 def image_tokens(latents: Tensor) -> Tensor:
-    """Latents (B, Z, h, w) to (B, 1 + GRID * GRID, 2Z): mean and deviation of the whole and of every grid cell."""
+    """Latents (B, Z, h, w) to (B, 1 + GRID * GRID, 2Z): mean and deviation of the whole and of each cell."""
     stats = []
     for cells in (1, GRID):
         mean = F.adaptive_avg_pool2d(latents, cells)

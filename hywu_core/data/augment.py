@@ -11,38 +11,17 @@ import torch
 _WRAPPERS_EN = (
     "please {}", "{} please", "can you {}", "could you {}?", "could you please {}", "i want you to {}",
     "i'd like you to {}", "hey, {}", "just {}", "{}, thanks", "would you {}?", "now {}", "{} for me",
-    "please edit this photo: {}", "for this picture: {}", "go ahead and {}", "i need this: {}", "{}, if you can",
-    "hi, {}", "let's {}", "try to {}", "{} pls", "kindly {}", "what i want is: {}",
+    "please edit this photo: {}", "for this picture: {}", "go ahead and {}", "i need this: {}",
+    "{}, if you can", "hi, {}", "let's {}", "try to {}", "{} pls", "kindly {}", "what i want is: {}",
 )  # fmt: skip
 _WRAPPERS_ZH = (
     "请{}", "帮我{}", "麻烦{}", "{}吧", "能不能{}", "可以{}吗", "我想要{}", "请帮忙{}", "{}，谢谢", "给我{}",
     "把这张照片处理一下：{}", "现在{}", "我希望{}", "请你{}", "麻烦你{}一下", "{}，好吗",
 )  # fmt: skip
-_FILLERS = frozenset(
-    [
-        "the",
-        "a",
-        "an",
-        "this",
-        "that",
-        "it",
-        "my",
-        "please",
-        "of",
-        "to",
-        "can",
-        "you",
-        "could",
-        "would",
-        "i",
-        "make",
-        "me",
-        "some",
-        "really",
-        "just",
-        "so",
-    ]
-)
+_FILLERS = frozenset((
+    "the", "a", "an", "this", "that", "it", "my", "please", "of", "to", "can", "you", "could", "would",
+    "i", "make", "me", "some", "really", "just", "so",
+))  # fmt: skip
 _CJK = re.compile(r"[\u3400-\u9fff]")
 
 

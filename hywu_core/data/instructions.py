@@ -34,7 +34,7 @@ def _bank() -> dict[str, dict[str, dict[str, list[str]]]]:
 def phrases(
     split: str, operations: list[str] | None = None, languages: tuple[str, ...] = LANGUAGES
 ) -> list[Phrase]:
-    """All phrases of a split ('train' or 'held_out'), in a fixed order; HywuError for a name that does not exist."""
+    """All phrases of a split ('train' or 'held_out'), in a fixed order; HywuError for an unknown name."""
     if split not in SPLITS:
         raise HywuError(f"There is no split '{split}' of the phrases; choose from {', '.join(SPLITS)}.")
     bank = _bank()

@@ -1,9 +1,10 @@
-"""A pool of exact edits as latents: crops of photographs under every operation, encoded once, sampled many times.
+"""A pool of exact edits as latents: crops of photographs under every operation, encoded once, drawn often.
 
 Shapes: K images of a crop (the photograph itself, every operation's result, every degraded source), N crops,
 Z latent channels, h x w latents, B batch.
 
-Encoding costs several times what a training step of the small backbone does, so it happens once, before training.
+Encoding costs several times what a training step of the small backbone does, so it happens once, before
+training.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class LatentPool:
             self.buckets.append(_Bucket(torch.cat(chunks, dim=1)))
 
     def _images(self, photo: Tensor, generator: torch.Generator):
-        """The photographs (B, 3, H, W) and, operation by operation, what is not the photograph in its pair."""
+        """The photographs (B, 3, H, W) and, for each operation, what is not the photograph in its pair."""
         yield photo
         for operation in self.operations:
             op = OPS[operation]

@@ -27,7 +27,7 @@ _PLAIN_SHARE = 0.3  # of the crops that keep the photograph's own tones
 
 
 def list_photos(split: str) -> list[str]:
-    """Names of the photographs of 'train' or 'held_out', in alphabetical order; HywuError for another split."""
+    """Names of the photographs of 'train' or 'held_out', alphabetical; HywuError for another split."""
     if split not in ("train", "held_out"):
         raise HywuError(f"There is no split '{split}' of the photographs; choose train or held_out.")
     names = sorted(path.stem for path in FOLDER.glob("*.jpg"))
@@ -57,8 +57,8 @@ def random_crops(
 ) -> Tensor:
     """`n` random crops (N, 3, H, W) float32 in [0, 1] of uint8 photographs on the generator's device.
 
-    Each shows 15 to 100% of a photograph, flipped half of the time. With `jitter`, most have other tones and colours than
-    the original, so that a few photographs teach about many.
+    Each shows 15 to 100% of a photograph, flipped half of the time. With `jitter`, most have other tones and
+    colours than the original, so that a few photographs teach about many.
     """
     device = generator.device
 
@@ -76,7 +76,7 @@ def random_crops(
 
 
 def _crop(photo: Tensor, draw: Sequence[float], size: tuple[int, int]) -> Tensor:
-    """A crop of (3, h, w) as (3, H, W), antialiased; `draw` holds uniform numbers for scale, stretch, place and flip."""
+    """A crop of (3, h, w) as (3, H, W), antialiased; `draw`: uniforms for scale, stretch, place and flip."""
     height, width = photo.shape[-2:]
     _, scale, stretch, down, right, flip = draw
     aspect = size[1] / size[0] * _LARGEST_STRETCH ** (2 * stretch - 1)

@@ -1,4 +1,4 @@
-"""Encoded instructions to draw from while training: every phrase of the bank, also as people decorate and mistype it."""
+"""Encoded instructions for training: every phrase of the bank, also as people decorate and mistype it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PromptPool:
         variants: int,
         generator: torch.Generator,
     ) -> None:
-        """Encode every training phrase as it is and in `variants` varied forms, onto the generator's device."""
+        """Encode every training phrase as it is and in `variants` varied forms, on the generator's device."""
         self._starts, self._counts = [], []
         texts: list[str] = []
         seed = torch.Generator().manual_seed(generator.initial_seed())

@@ -1,7 +1,7 @@
 """The embedded world: small real models that ship with the project, so that everything runs on a laptop.
 
-Each sub-folder with weights (`diffusion_models`, `vae`, `text`, `hywu`) is laid out so that stock ComfyUI loaders list
-what they can open; a model card stands beside every file.
+Each sub-folder with weights (`diffusion_models`, `vae`, `text`, `hywu`) is laid out so that stock ComfyUI
+loaders list what they can open; a model card stands beside every file.
 """
 
 from pathlib import Path

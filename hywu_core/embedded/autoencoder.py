@@ -2,9 +2,10 @@
 
 Shapes: B batch, 3 colours, H x W pixels, Z = 16 latent channels, h = H/8, w = W/8.
 
-Module names equal those of the TAESD files ComfyUI's "Load VAE" opens (`taesd_encoder.*`, `taesd_decoder.*`). Such a
-file also carries `vae_scale` and `vae_shift`, which ComfyUI uses to convert between a VAE's latents and the ones a
-diffusion model sees; ours hold FLUX's constants, so that inside a FLUX model the latents are the encoder's own output.
+Module names equal those of the TAESD files ComfyUI's "Load VAE" opens (`taesd_encoder.*`, `taesd_decoder.*`).
+Such a file also carries `vae_scale` and `vae_shift`, which ComfyUI uses to convert between a VAE's latents
+and the ones a diffusion model sees; ours hold FLUX's constants, so that inside a FLUX model the latents are
+the encoder's own output.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class TinyAutoencoder(nn.Module):
         self.taesd_decoder = _decoder()
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1], H and W multiples of 8, to latents (B, Z, h, w) of about unit variance."""
+        """Images (B, 3, H, W) in [0, 1], H and W multiples of 8, to latents (B, Z, h, w), unit variance."""
         height, width = images.shape[-2:]
         if height % DOWNSCALE or width % DOWNSCALE:
             raise HywuError(

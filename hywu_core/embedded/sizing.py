@@ -1,4 +1,4 @@
-"""From any photograph to the working size of the embedded models, the same on the command line and in ComfyUI."""
+"""From any photograph to the embedded models' working size, alike on the command line and in ComfyUI."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDEST = 2.5  # longer panoramas lose their ends: the models were trained on 4:7
 
 
 def working_size(height: int, width: int, area: int = WORKING_AREA) -> tuple[int, int]:
-    """The (height, width) of about `area` pixels, both multiples of 16, nearest in shape to the given ones."""
+    """The (height, width) of about `area` pixels, both multiples of 16, nearest in shape to the given."""
     if min(height, width) < 1:
         raise HywuError(f"The image is {width} x {height} pixels; it needs at least one each way.")
     aspect = min(max(width / height, 1 / WIDEST), WIDEST)
@@ -31,7 +31,8 @@ def working_size(height: int, width: int, area: int = WORKING_AREA) -> tuple[int
 def fit_image(images: Tensor, area: int = WORKING_AREA) -> Tensor:
     """Resize images (B, 3, H, W) in [0, 1] to `working_size`; centre-cropped first where wider than 5:2.
 
-    Computed on the CPU in float32 whatever the input's device, because antialiased resizing differs between devices.
+    Computed on the CPU in float32 whatever the input's device, because antialiased resizing differs between
+    devices.
     """
     height, width = images.shape[-2:]
     crop_h, crop_w = min(height, math.ceil(width * WIDEST)), min(width, math.ceil(height * WIDEST))

@@ -140,10 +140,11 @@ class EmbeddedTextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batched: bool = False) -> TextFeatures:
-        """Encode prompts one by one, so that a prompt's features are the same bits in whatever company it comes.
+        """Encode prompts one by one: a prompt's features are the same bits in whatever company it comes.
 
-        `batched` encodes prompts of equal length together: much faster for thousands, and equal only to rounding.
-        Tokens hold the first 31 pieces of a longer prompt, the pooled embedding up to 128. HywuError for an empty one.
+        `batched` encodes prompts of equal length together: much faster for thousands, and equal only to
+        rounding. Tokens hold the first 31 pieces of a longer prompt, the pooled embedding up to 128.
+        HywuError for an empty one.
         """
         if isinstance(prompts, str) or not prompts:
             raise HywuError(f"The text encoder takes a list of at least one prompt, got {prompts!r}.")

@@ -1,9 +1,9 @@
-"""Routing: does an edit land on the operation that was asked for, in words and on photographs never trained on?
+"""Routing: does an edit land on the operation asked for, in words and on photographs never trained on?
 
 Shapes: C cases, O operations, H x W pixels.
 
-For every case the exact results of all operations are computed on the same source; the edit is *routed* to the one it
-is nearest to by PSNR. Inverse operations count as candidates wherever their exact result is known.
+For every case the exact results of all operations are computed on the same source; the edit is *routed* to
+the one it is nearest to by PSNR. Inverse operations count as candidates wherever their exact result is known.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def run(out: Path, generator: Path | None, device: str, quick: bool, steps: int)
     photos, wordings, languages = (1, 1, ("en",)) if quick else (None, 2, LANGUAGES)
     splits = ("held_out",) if quick else SPLITS
     groups = {
-        split: route(pipeline, held_out_cases(operations, wordings, photos, split=split, languages=languages), steps)
+        split: route(
+            pipeline, held_out_cases(operations, wordings, photos, split=split, languages=languages), steps
+        )
         for split in splits
     }
     unseen = groups["held_out"]
@@ -159,11 +161,13 @@ def report(result: dict) -> str:
     lines = [
         "# Routing",
         "",
-        f"{len(result['operations'])} operations on {config['photographs']} held-out photographs, {config['wordings']} "
-        f"wordings in each language, {config['steps']} sampling steps. An edit is right when, of the exact results of all "
-        "operations, the one asked for is nearest by PSNR. Brackets are 95% bootstrap intervals.",
+        f"{len(result['operations'])} operations on {config['photographs']} held-out photographs, "
+        f"{config['wordings']} wordings in each language, {config['steps']} sampling steps. An edit is right "
+        "when, of the exact results of all operations, the one asked for is nearest by PSNR. Brackets are 95% "
+        "bootstrap intervals.",
         "",
-        "| | edits | right | PSNR to exact, dB | over the untouched source, dB | over the frozen base, dB | below the autoencoder, dB |",
+        "| | edits | right | PSNR to exact, dB | over the untouched source, dB | over the frozen base, dB "
+        "| below the autoencoder, dB |",
         "|---|---|---|---|---|---|---|",
     ]
 

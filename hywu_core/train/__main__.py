@@ -1,4 +1,4 @@
-"""`python -m hywu_core.train`: train one of the shipped models, or without arguments a short demonstration."""
+"""`python -m hywu_core.train`: train a shipped model, or without arguments a short demonstration."""
 
 from __future__ import annotations
 

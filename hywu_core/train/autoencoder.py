@@ -1,4 +1,4 @@
-"""Recipe `embedded_autoencoder`: the TAESD-architecture autoencoder, trained for fidelity (PSNR) on photographs.
+"""Recipe `embedded_autoencoder`: a TAESD-architecture autoencoder trained for fidelity (PSNR).
 
 Shapes: B batch, H x W pixels, Z latent channels, h x w latents.
 """
@@ -29,7 +29,7 @@ MOMENT_WEIGHT = 1e-2
 
 
 class AutoencoderTask(Task):
-    """Mean squared error on pixels, with latents kept at zero mean and unit variance for the flow to start from."""
+    """Mean squared error on pixels; latents are kept at zero mean and unit variance for the flow."""
 
     name = "embedded_autoencoder"
     file_name = "hywu_embedded_autoencoder.safetensors"
@@ -78,6 +78,6 @@ class AutoencoderTask(Task):
             rows.append((f"{scores[-1]:.1f} dB", (image[0], restored[0])))
         save_sheet(rows, ("photograph", "decoded"), out / "before_after.png")
         return (
-            f"On {len(scores)} held-out photographs the autoencoder restores {sum(scores) / len(scores):.2f} dB "
-            f"(from {min(scores):.2f} to {max(scores):.2f})."
+            f"On {len(scores)} held-out photographs the autoencoder restores "
+            f"{sum(scores) / len(scores):.2f} dB (from {min(scores):.2f} to {max(scores):.2f})."
         )

@@ -1,4 +1,4 @@
-"""Recipe `embedded_backbone`: pretrain the small FLUX Kontext on the base operations; afterwards it stays frozen."""
+"""Recipe `embedded_backbone`: pretrain the small FLUX Kontext on the base operations, then frozen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BASE_OPERATIONS = tuple(name for name, op in OPS.items() if op.split == "base")
 
 
 class BackboneTask(Task):
-    """Flow matching from noise to the exact result, with the source as Kontext reference and the words as text."""
+    """Flow matching from noise to the exact result; the source is Kontext's reference, the words its text."""
 
     name = "embedded_backbone"
     file_name = "hywu_embedded_flux_kontext.safetensors"
@@ -53,7 +53,7 @@ class BackboneTask(Task):
         )
 
     def finish(self, out: Path) -> str:
-        """Write the file "Load Diffusion Model" opens, and measure base operations on held-out photographs."""
+        """Write the file that "Load Diffusion Model" opens; measure the base operations, held out."""
         tensors = {
             name: tensor.detach().to(torch.float16).contiguous()
             for name, tensor in self.module.transformer.state_dict().items()

@@ -1,6 +1,7 @@
 """The resumable state of a run: weights, optimiser, random generator and losses in one safetensors file.
 
-Everything a run depends on is in there, so that an interrupted run continues to the same weights, bit for bit on a CPU.
+Everything a run depends on is in there, so that an interrupted run continues to the same weights, bit for bit
+on a CPU.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class TrainState:
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The tensors and the run description of a checkpoint folder; HywuError when there is none or it is damaged."""
+    """The tensors and the run description of a checkpoint folder; HywuError for a missing or damaged one."""
     path = folder / FILE_NAME
     if not path.is_file():
         raise HywuError(f"There is nothing to resume in {folder}: it has no {FILE_NAME}.")

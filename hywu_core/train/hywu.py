@@ -1,4 +1,4 @@
-"""Recipes `embedded_generator` and `embedded_demo`: HY-WU on the frozen embedded backbone, by the diffusion loss alone.
+"""Recipes `embedded_generator`, `embedded_demo`: HY-WU on the frozen backbone, by the diffusion loss alone.
 
 Shapes: B conditions, R noise levels of each, Z latent channels, h x w latents.
 """
@@ -93,7 +93,7 @@ class HywuTask(Task):
             return flow_matching_loss(lambda x, time: self.backbone(x, time, source, rows), target, generator)
 
     def finish(self, out: Path) -> str:
-        """Write the self-describing generator file and compare with the frozen base on held-out photographs."""
+        """Write the self-describing generator file; compare with the frozen base on held-out photographs."""
         path = out / self.file_name
         save_generator(
             path,
@@ -138,7 +138,8 @@ def _sentence(edited: Sequence[Judged], frozen: Sequence[Judged]) -> str:
     photographs = len({j.case.photo for j in edited})
     operations = len({j.case.operation for j in edited})
     return (
-        f"On {photographs} held-out photographs and {operations} operations, HY-WU reaches {reached:.2f} dB of PSNR to "
-        f"the exact result on average; the frozen base alone reaches {base:.2f} dB and the untouched photographs "
-        f"{mean([j.untouched for j in edited]):.2f} dB: {reached - base:+.2f} dB over the frozen base."
+        f"On {photographs} held-out photographs and {operations} operations, HY-WU reaches {reached:.2f} dB "
+        f"of PSNR to the exact result on average; the frozen base alone reaches {base:.2f} dB and the "
+        f"untouched photographs {mean([j.untouched for j in edited]):.2f} dB: {reached - base:+.2f} dB over "
+        "the frozen base."
     )

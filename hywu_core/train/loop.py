@@ -55,8 +55,8 @@ def train(
 ) -> list[float]:
     """Train `task` to `config.steps`, checkpointing into `out`; returns the loss of every step.
 
-    Ctrl-C writes a checkpoint and raises KeyboardInterrupt; a loss that is not finite stops the run with HywuError and
-    leaves the last good checkpoint.
+    Ctrl-C writes a checkpoint and raises KeyboardInterrupt; a loss that is not finite stops the run with
+    HywuError and leaves the last good checkpoint.
     """
     device = resolve_device(config.device)
     optimizer = torch.optim.AdamW(
@@ -66,7 +66,8 @@ def train(
         fused=device.type == "cuda",
     )
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
-    # cuDNN's attention reads out of bounds in backward (torch 2.11, H100, bf16, 544 tokens); the others do not.
+    # cuDNN's attention reads out of bounds in backward (torch 2.11, H100, bf16, 544 tokens);
+    # the others do not.
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cudnn.benchmark = (
         device.type == "cuda"

@@ -119,7 +119,8 @@ def _recipes() -> tuple[Recipe, ...]:
             "the embedded HY-WU generator for all operations, on the frozen backbone",
             TrainConfig(steps=8000, batch_size=192, lr=1e-3, warmup=300, precision="bf16"),
             _generator,
-            {"base_share": 0.3, "rank": 8, "n_layers": 3, "mlp_ratio": 1.0, "noise_levels": 4, "crops": 256, "variants": 2},
+            {"base_share": 0.3, "rank": 8, "n_layers": 3, "mlp_ratio": 1.0}
+            | {"noise_levels": 4, "crops": 256, "variants": 2},
         ),
     )  # fmt: skip
 

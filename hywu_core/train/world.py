@@ -82,9 +82,10 @@ def held_out_cases(
     split: str = "held_out",
     languages: tuple[str, ...] = ("en",),
 ) -> list[EditCase]:
-    """Every operation on the (first `photos`) held-out photographs, asked for in `wordings` phrases of each language.
+    """Every operation on the (first `photos`) held-out photographs.
 
-    The phrases are of `split`, "held_out" or "train"; the photographs are never trained on.
+    Each is asked for in `wordings` phrases of each language, of `split`, "held_out" or "train"; the
+    photographs are never trained on.
     """
     cases = []
     for index, photo in enumerate(load_tensors("held_out")[:photos]):

@@ -1,5 +1,7 @@
 """The sampler: ComfyUI's times, exact on straight flows."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,8 +15,8 @@ from hywu_core.errors import HywuError
 def test_times_fall_from_one_to_zero(steps):
     sigmas = simple_sigmas(steps)
     assert len(sigmas) == steps + 1
-    assert sigmas[0] == 1 and sigmas[-1] == 0
-    assert all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+    assert (sigmas[0], sigmas[-1]) == (1, 0)
+    assert all(a > b for a, b in pairwise(sigmas))
 
 
 def test_times_are_comfyui_simple_scheduler():

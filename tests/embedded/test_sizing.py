@@ -10,7 +10,7 @@ from hywu_core.embedded.sizing import MULTIPLE, WORKING_AREA, fit_image, working
 @given(st.integers(1, 9000), st.integers(1, 9000))
 def test_sizes_are_multiples_of_16_and_of_about_the_working_area(height, width):
     h, w = working_size(height, width)
-    assert h % MULTIPLE == 0 and w % MULTIPLE == 0
+    assert (h % MULTIPLE, w % MULTIPLE) == (0, 0)
     assert 0.88 < h * w / WORKING_AREA < 1.12
 
 

@@ -163,8 +163,8 @@ def report(result: dict) -> str:
         "",
         f"{len(result['operations'])} operations on {config['photographs']} held-out photographs, "
         f"{config['wordings']} wordings in each language, {config['steps']} sampling steps. An edit is right "
-        "when, of the exact results of all operations, the one asked for is nearest by PSNR. Brackets are 95% "
-        "bootstrap intervals.",
+        "when, of the exact results of all operations, the one asked for is nearest by PSNR. Brackets are "
+        "95% bootstrap intervals.",
         "",
         "| | edits | right | PSNR to exact, dB | over the untouched source, dB | over the frozen base, dB "
         "| below the autoencoder, dB |",

@@ -123,7 +123,8 @@ class ComfyServer:
         """Start the process and wait until it answers; its log is in the error if it does not."""
         for name in ("input", "output", "temp"):
             self.folder(name)
-        settings = {"Comfy.TutorialCompleted": True}  # or the page opens with a dialog over everything
+        # Without the first start's dialog and the map, which lie over the graph.
+        settings = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
         (self.folder("user", "default") / "comfy.settings.json").write_text(json.dumps(settings))
         command = [
             str(self.install.python),

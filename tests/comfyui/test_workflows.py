@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hywu_core.backbones.embedded import EmbeddedBackbone
 from hywu_core.data.metrics import psnr
@@ -30,6 +32,8 @@ def test_it_is_served_as_a_template(server, path):
     assert path.stem in server.get("/workflow_templates")[PACK_NAME]
     served = server.get(f"/api/workflow_templates/{PACK_NAME}/{path.name}")
     assert served == json.loads(path.read_text(encoding="utf-8"))
+    thumbnail = server.get_bytes(f"/api/workflow_templates/{PACK_NAME}/{path.stem}.jpg")
+    assert min(Image.open(io.BytesIO(thumbnail)).size) >= 300
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

@@ -1,25 +1,42 @@
-"""What every command of the library shares: one sentence and exit code 2 for bad input."""
+"""What every command of the library shares: one sentence and an exit code, whatever goes wrong."""
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from .errors import HywuError
 
+BAD_INPUT, INTERRUPTED = 2, 130  # 130: as a shell reports a program ended by Ctrl-C
+
 
 def command(main: Callable[[], int]) -> int:
-    """Run a command's `main`; a HywuError or a full disk becomes one sentence on stderr and exit code 2."""
+    """Run a command's `main`; bad input and Ctrl-C become one line on standard error and an exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names that the terminal has no letters for
     try:
         return main()
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
     except HywuError as error:
         sentence = str(error)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        sentence = f"The disk is full: {error.filename or error}."
-    print(f"error: {sentence}", file=sys.stderr)  # noqa: T201
-    return 2
+        full = error.errno == errno.ENOSPC
+        sentence = f"{'The disk is full' if full else error.strerror or error}: {error.filename or error}."
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
+    return BAD_INPUT
+
+
+def check_folder(path: Path) -> None:
+    """HywuError unless `path` is a folder to write into or can be made; makes nothing."""
+    nearest = next((place for place in (path, *path.parents) if place.exists()), None)
+    if nearest is None or not nearest.is_dir():
+        raise HywuError(f"The folder {path} cannot be made: {nearest or path.anchor} is no folder.")
+    if not os.access(nearest, os.W_OK):
+        raise HywuError(f"The folder {path} cannot be written: {nearest} is read-only.")

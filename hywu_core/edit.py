@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from .cli import command
+from .devices import resolve_device
+from .embedded import GENERATOR
 from .errors import HywuError
-from .images import check_image_path, load_photo, save_image, save_sheet, to_pil
+from .images import check_file_path, check_image_path, load_photo, save_image, save_sheet, to_pil
 from .lora import save_adapter
 from .pipeline import DEFAULT_STEPS, HywuPipeline
 
@@ -38,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "--strength", type=float, default=1.0, help="factor on the generated LoRA (%(default)s)"
     )
     parse.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="sampling steps (%(default)s)")
-    parse.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (%(default)s)")
+    parse.add_argument("--device", default="cpu", help="cpu, cuda, mps, auto ... (%(default)s)")
     return parse
 
 
@@ -46,20 +50,33 @@ def check(arguments: argparse.Namespace) -> None:
     """Everything that can be wrong, before any model loads."""
     if not arguments.instruction.strip():
         raise HywuError("The instruction is empty; say in a few words what to do with the photograph.")
+    try:
+        arguments.instruction.encode()
+    except UnicodeEncodeError:
+        raise HywuError("The instruction has bytes that are not text in this terminal's encoding.") from None
     if not math.isfinite(arguments.strength):
         raise HywuError(f"--strength is {arguments.strength}; it must be a finite number.")
     if not 0 <= arguments.seed < 2**63:
         raise HywuError(f"--seed is {arguments.seed}; it must be between 0 and 2^63 - 1.")
     if not 1 <= arguments.steps <= 1000:
         raise HywuError(f"--steps is {arguments.steps}; it must be between 1 and 1000.")
+    resolve_device(arguments.device)
     check_image_path(arguments.out)
     if arguments.adapter_out is not None:
         if arguments.adapter_out.suffix != ".safetensors":
             raise HywuError(f"--adapter-out {arguments.adapter_out} must end in .safetensors.")
-        if not arguments.adapter_out.parent.is_dir():
-            raise HywuError(f"The folder {arguments.adapter_out.parent} does not exist; make it first.")
-    if arguments.out.exists() and arguments.photo.exists() and arguments.out.samefile(arguments.photo):
-        raise HywuError(f"--out {arguments.out} is the photograph itself; choose another name.")
+        check_file_path(arguments.adapter_out)
+    inputs = (arguments.photo, arguments.generator or GENERATOR)
+    for output in _outputs(arguments):
+        if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+            raise HywuError(f"{output} would overwrite what is read; choose another name for the result.")
+
+
+def _outputs(arguments: argparse.Namespace) -> list[Path]:
+    """The files that will be written: the picture, the comparison, the adapter."""
+    out = arguments.out
+    compare = [out.with_name(f"{out.stem}_compare{out.suffix}")] if arguments.compare else []
+    return [out, *compare, *([arguments.adapter_out] if arguments.adapter_out is not None else [])]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     check(arguments)
     photo = load_photo(arguments.photo)
-    pipeline = HywuPipeline.from_embedded(arguments.generator, arguments.device)
+    pipeline = HywuPipeline.from_embedded(arguments.generator, resolve_device(arguments.device))
     passes = 2 if arguments.compare else 1
     with tqdm(total=passes * arguments.steps, desc="editing", unit="step") as bar:
         settings = {"seed": arguments.seed, "steps": arguments.steps, "on_step": lambda _: bar.update()}
@@ -77,18 +94,28 @@ def main(argv: list[str] | None = None) -> int:
             if arguments.compare
             else None
         )
-    written = [arguments.out]
-    save_image(to_pil(edit.image[0]), arguments.out)
-    if base is not None:
-        compare = arguments.out.with_name(f"{arguments.out.stem}_compare{arguments.out.suffix}")
-        row = (arguments.instruction, (edit.source[0], base.image[0], edit.image[0]))
-        save_sheet([row], ("photograph", "frozen base", "HY-WU"), compare)
-        written.append(compare)
-    if arguments.adapter_out is not None:
-        save_adapter(edit.adapter, arguments.adapter_out, strength=arguments.strength)
-        written.append(arguments.adapter_out)
-    print(f"Wrote {', '.join(str(path) for path in written)}.")  # noqa: T201
+    outputs = _outputs(arguments)
+    with _all_or_none(outputs):
+        save_image(to_pil(edit.image[0]), arguments.out)
+        if base is not None:
+            row = (arguments.instruction, (edit.source[0], base.image[0], edit.image[0]))
+            save_sheet([row], ("photograph", "frozen base", "HY-WU"), outputs[1])
+        if arguments.adapter_out is not None:
+            save_adapter(edit.adapter, arguments.adapter_out, strength=arguments.strength)
+    print(f"Wrote {', '.join(str(path) for path in outputs)}.")  # noqa: T201
     return 0
+
+
+@contextmanager
+def _all_or_none(outputs: Sequence[Path]) -> Iterator[None]:
+    """When writing one of the files fails, those that were not there before go away again."""
+    new = [path for path in outputs if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from .errors import HywuError
 from .storage import atomic_path
 
 _MARGIN, _CAPTION = 6, 20
+# What holds a photograph as it is; PIL also writes documents, icons and formats of few colours.
+_WRITTEN = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
 
 
 def load_photo(path: str | Path) -> Tensor:
@@ -25,9 +28,11 @@ def load_photo(path: str | Path) -> Tensor:
     if not path.is_file():
         raise HywuError(f"There is no photograph at {path}.")
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a file is said once, below
+            with Image.open(path) as opened:
+                image = ImageOps.exif_transpose(opened)
+                image.load()
     except UnidentifiedImageError as error:
         raise HywuError(
             f"{path} is not an image that can be read; give a JPEG, PNG, WebP or TIFF file."
@@ -39,22 +44,21 @@ def load_photo(path: str | Path) -> Tensor:
 
 def _flatten(image: Image.Image) -> Image.Image:
     """Any PIL mode to RGB."""
-    if image.mode in (
-        "I",
-        "I;16",
-        "I;16B",
-        "I;16L",
-        "F",
-    ):  # 16-bit grey scans; PIL's own conversion would clip them
-        values = np.asarray(image).astype(np.float32)
-        top = 65535.0 if values.max() > 255 else 255.0
-        if image.mode == "F" and values.max() <= 1:
-            top = 1.0
-        return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F" or image.mode.startswith("I"):  # PIL's own conversion would clip 16-bit scans
+        values = np.nan_to_num(np.asarray(image).astype(np.float32))
+        shades = (values / _white(image.mode, float(values.max())) * 255).clip(0, 255)
+        return Image.fromarray(shades.astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _white(mode: str, largest: float) -> float:
+    """The value of white where a grey mode does not say it: 1, 8 or 16 bits, whichever holds the largest."""
+    if mode == "F" and largest <= 1:
+        return 1.0
+    return 255.0 if largest <= 255 and not mode.startswith("I;16") else 65535.0
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
@@ -69,13 +73,20 @@ def to_pil(image: Tensor) -> Image.Image:
 
 def check_image_path(path: str | Path) -> Path:
     """A path an image can be written to; HywuError for a missing folder or a suffix of no image format."""
+    path = check_file_path(path)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in _WRITTEN or kind not in Image.SAVE:  # some builds of PIL lack an encoder
+        raise HywuError(f"'{path.name}' does not end in an image format such as .png or .jpg.")
+    return path
+
+
+def check_file_path(path: str | Path) -> Path:
+    """A path a file can be written to; HywuError when its folder is missing or it is a folder itself."""
     path = Path(path)
     if not path.parent.is_dir():
         raise HywuError(f"The folder {path.parent} does not exist; make it first.")
     if path.is_dir():
-        raise HywuError(f"{path} is a folder; give the name of an image file.")
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise HywuError(f"'{path.name}' does not end in an image format such as .png or .jpg.")
+        raise HywuError(f"{path} is a folder; give the name of a file.")
     return path
 
 
@@ -83,7 +94,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     """Write a picture in the format of its suffix, whole or not at all."""
     path = check_image_path(path)
     kind = Image.registered_extensions()[path.suffix.lower()]
-    options = {"quality": 95} if kind == "JPEG" else {}
+    options = {"quality": 95} if kind in ("JPEG", "WEBP", "AVIF") else {}
     with atomic_path(path) as temporary:
         image.save(temporary, format=kind, **options)
 
@@ -99,10 +110,16 @@ def sheet(rows: Sequence[tuple[str, Sequence[Tensor]]], columns: Sequence[str]) 
         draw.text((_MARGIN + column * cell_w, 3), heading, "black", font)
     for row, (caption, images) in enumerate(rows):
         top = _CAPTION + row * cell_h
-        draw.text((_MARGIN, top + 3), caption, "dimgray", font)
+        draw.text((_MARGIN, top + 3), _drawable(caption, font), "dimgray", font)
         for column, image in enumerate(images):
             page.paste(to_pil(image), (_MARGIN + column * cell_w, top + _CAPTION))
     return page
+
+
+def _drawable(text: str, font: ImageFont.FreeTypeFont) -> str:
+    """One line of what the built-in font has glyphs for; it draws the same box for all others."""
+    box = bytes(font.getmask("\U0010ffff"))
+    return "".join(letter for letter in " ".join(text.split()) if bytes(font.getmask(letter)) != box)
 
 
 def save_sheet(

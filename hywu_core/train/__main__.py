@@ -6,15 +6,18 @@ import argparse
 import json
 import platform
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..cli import command
+from ..cli import INTERRUPTED, check_folder, command
 from ..errors import HywuError
+from ..storage import atomic_path
 from . import recipes
-from .checkpoint import read_checkpoint
-from .loop import train
+from .checkpoint import FILE_NAME, read_checkpoint
+from .config import TrainConfig
+from .loop import Task, train
 from .progress import save_loss_curve
 
 
@@ -53,45 +56,92 @@ def overrides(arguments: argparse.Namespace) -> dict[str, str]:
     return given
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a command line asks for."""
+
+    recipe: recipes.Recipe
+    config: TrainConfig
+    settings: recipes.Settings
+    out: Path
+    resume: bool
+
+    def describe(self) -> dict[str, object]:
+        """Plain data with which the same run can be made again."""
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        return {
+            "recipe": self.recipe.name,
+            "config": self.config.to_dict(),
+            "settings": self.settings,
+            "versions": versions,
+        }
+
+    def build(self) -> Task:
+        """Make the task. A resumed one starts from its checkpoint alone, wherever it first started from."""
+        forgotten = {"init": ""} if self.resume and "init" in self.settings else {}
+        return self.recipe.build(self.config, self.settings | forgotten)
+
+
+def plan(arguments: argparse.Namespace) -> Plan:
+    """Everything that can be wrong with the command line, before any model loads."""
+    return _resumed(arguments) if arguments.resume is not None else _fresh(arguments)
+
+
+def _fresh(arguments: argparse.Namespace) -> Plan:
+    chosen = recipes.recipe(arguments.recipe or recipes.names()[0])
+    config, settings = recipes.configure(chosen, overrides(arguments))
+    out = arguments.out or Path("runs") / chosen.name
+    check_folder(out)
+    if (out / FILE_NAME).is_file():
+        tensors, run = read_checkpoint(out)
+        done, steps = len(tensors["losses"]), run["config"]["steps"]
+        if done < steps:
+            raise HywuError(
+                f"{out} holds an unfinished run, at step {done} of {steps}: continue it with --resume {out}, "
+                "or name another folder with --out."
+            )
+    return Plan(chosen, config, settings, out, resume=False)
+
+
+def _resumed(arguments: argparse.Namespace) -> Plan:
+    out = arguments.resume
+    if arguments.out is not None and arguments.out != out:
+        raise HywuError(f"--resume continues in {out}; leave out --out {arguments.out}.")
+    if given := overrides(arguments):
+        raise HywuError(f"A resumed run keeps its settings; leave out {', '.join(sorted(given))}.")
+    _, run = read_checkpoint(out)
+    if arguments.recipe not in (None, run["recipe"]):
+        raise HywuError(f"{out} is a run of '{run['recipe']}', not of '{arguments.recipe}'.")
+    chosen = recipes.recipe(run["recipe"])
+    config, settings = recipes.configure(chosen, {**run["config"], **run["settings"]})
+    return Plan(chosen, config, settings, out, resume=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    arguments = parser().parse_args(argv)
-    given = overrides(arguments)
-    if arguments.resume is not None:
-        if arguments.out is not None and arguments.out != arguments.resume:
-            raise HywuError(f"--resume continues in {arguments.resume}; leave out --out {arguments.out}.")
-        _, run = read_checkpoint(arguments.resume)
-        if arguments.recipe not in (None, run["recipe"]):
-            raise HywuError(f"{arguments.resume} is a run of '{run['recipe']}', not of '{arguments.recipe}'.")
-        if given:
-            raise HywuError(f"A resumed run keeps its settings; leave out {', '.join(sorted(given))}.")
-        arguments.recipe, given, out = run["recipe"], {**run["config"], **run["settings"]}, arguments.resume
-    else:
-        arguments.recipe = arguments.recipe or recipes.names()[0]
-        out = arguments.out or Path("runs") / arguments.recipe
-    chosen = recipes.recipe(arguments.recipe)
-    config, settings = recipes.configure(chosen, given)
+    planned = plan(parser().parse_args(argv))
+    config, out, run = planned.config, planned.out, planned.describe()
+    task = planned.build()  # the long preparation of the data comes before anything is written
+    out.mkdir(parents=True, exist_ok=True)
+    _write_text(out / "run.json", json.dumps(run, indent=2))
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HywuError(f"The run folder {out} cannot be made: {error}.") from error
-    run = {"recipe": chosen.name, "config": config.to_dict(), "settings": settings, "versions": _versions()}
-    (out / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-    task = chosen.build(config, settings)
-    try:
-        losses = train(task, config, out, run, resume=arguments.resume is not None)
+        losses = train(task, config, out, run, planned.resume)
+        title = f"{planned.recipe.name}, {config.steps} steps of {config.batch_size}"
+        save_loss_curve(losses, out / "loss.png", title)
+        sentence = task.finish(out)
     except KeyboardInterrupt:
-        print(f"\nStopped. Continue with: python -m hywu_core.train --resume {out}", file=sys.stderr)  # noqa: T201
-        return 130
-    save_loss_curve(losses, out / "loss.png", f"{chosen.name}, {config.steps} steps of {config.batch_size}")
-    sentence = task.finish(out)
-    (out / "result.txt").write_text(sentence + "\n", encoding="utf-8")
-    print(f"{sentence}\nEverything is in {out}.")  # noqa: T201
+        if not (out / FILE_NAME).is_file():
+            raise
+        print(f"Stopped. Continue with: python -m hywu_core.train --resume {out}", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    _write_text(out / "result.txt", sentence)
+    print(f"Everything is in {out}.\n{sentence}")  # noqa: T201
     return 0
 
 
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__}
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

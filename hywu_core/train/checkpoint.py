@@ -28,6 +28,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     losses: list[float]
+    saved: int = 0  # the step of the last checkpoint written or read
 
     @property
     def step(self) -> int:
@@ -35,7 +36,13 @@ class TrainState:
         return len(self.losses)
 
     def save(self, folder: Path, run: dict[str, object]) -> Path:
-        """Write the state beside a description of the run; the old file stays until the new one is whole."""
+        """Write the state beside a description of the run; the old file stays until the new one is whole.
+
+        Raises HywuError for weights that are not finite, a checkpoint nobody could continue from.
+        """
+        for name, tensor in self.module.state_dict().items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise HywuError(f"{name} is not finite after step {self.step}; {self.last_good(folder)}.")
         tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
@@ -44,7 +51,14 @@ class TrainState:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         path = folder / FILE_NAME
         write_safetensors(path, tensors, {"format": "pt", "hywu.kind": _KIND, "hywu.run": json.dumps(run)})
+        self.saved = self.step
         return path
+
+    def last_good(self, folder: Path) -> str:
+        """What a run that has gone astray says about its last checkpoint."""
+        if not self.saved:
+            return "no checkpoint was written before"
+        return f"the last good checkpoint, of step {self.saved}, is in {folder}"
 
     def restore(self, folder: Path) -> None:
         """Continue from `folder`; HywuError where its tensors do not fit this run."""
@@ -59,9 +73,16 @@ class TrainState:
             self.module.load_state_dict(model)
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
         except (RuntimeError, ValueError) as error:
-            raise HywuError(f"{folder / FILE_NAME} belongs to another model: {error}") from error
-        self.generator.set_state(tensors["rng"])
+            reason = str(error).splitlines()[-1].strip()
+            raise HywuError(f"{folder / FILE_NAME} belongs to another model: {reason}") from error
+        try:
+            self.generator.set_state(tensors["rng"])
+        except RuntimeError as error:
+            raise HywuError(
+                f"{folder} was trained on another device than '{self.generator.device.type}'; resume there."
+            ) from error
         self.losses = tensors["losses"].tolist()
+        self.saved = self.step
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -74,4 +95,11 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, object]]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata.get("hywu.kind") != _KIND or "rng" not in tensors or "losses" not in tensors:
         raise HywuError(f"{path} is not a checkpoint of this trainer.")
-    return tensors, json.loads(metadata["hywu.run"])
+    try:
+        run = json.loads(metadata["hywu.run"])
+        run["recipe"], run["config"]["steps"], run["settings"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise HywuError(
+            f"{path} has a damaged header: its description of the run is not complete."
+        ) from error
+    return tensors, run

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-import torch
-
+from ..devices import resolve_device
 from ..errors import HywuError
 
 
@@ -32,9 +31,11 @@ class TrainConfig:
         for name in ("lr", "grad_clip"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise HywuError(f"{name} is {getattr(self, name)}; it must be a positive number.")
-        for name in ("warmup", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise HywuError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        for name in ("warmup", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise HywuError(f"{name} is {getattr(self, name)}; it must be a number that is not negative.")
+        if not 0 <= self.seed < 2**63:
+            raise HywuError(f"seed is {self.seed}; it must be between 0 and 2^63 - 1.")
         if self.precision not in ("fp32", "tf32", "bf16"):
             raise HywuError(f"precision is '{self.precision}'; choose fp32, tf32 or bf16.")
         resolve_device(self.device)
@@ -49,14 +50,3 @@ class TrainConfig:
     def to_dict(self) -> dict[str, object]:
         """Plain values for the run folder."""
         return asdict(self)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of a name, "auto" being the best there is; HywuError when it is not available."""
-    if name == "auto":
-        mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise HywuError(f"The device '{name}' is not available here: {str(error).splitlines()[0]}") from error

@@ -21,8 +21,8 @@ from ..data.augment import is_chinese, vary
 from ..data.instructions import LANGUAGES, phrases
 from ..embedded.text import TEXT_ENCODER, EmbeddedTextEncoder
 from ..errors import HywuError
-from .config import TrainConfig, resolve_device
-from .loop import Task, train
+from .config import TrainConfig
+from .loop import Task
 from .text_accuracy import centroids, embed, mean_word, nearest_operations, padded_ids
 from .text_source import interface_texts, prune, random_words
 
@@ -157,15 +157,3 @@ class TextTask(Task):
         rng = random.Random(self._seed - 1)
         texts = [self._general(rng) for _ in range(500)]
         return float((embed(encoder, texts)[0] * embed(self._original, texts)[0]).sum(-1).mean())
-
-
-def run(out: Path, seed: int = 0, **overrides: float) -> str:
-    """Make the encoder again in `out`; overrides are fields of `TrainConfig` and `TextAdaptation`."""
-    common = {
-        name: overrides.pop(name) for name in list(overrides) if name in TrainConfig.__dataclass_fields__
-    }
-    config = TrainConfig(**{**DEFAULTS.to_dict(), "seed": seed, **common})
-    task = TextTask(TextAdaptation(**overrides), seed, resolve_device(config.device))
-    out.mkdir(parents=True, exist_ok=True)
-    train(task, config, out, {"recipe": task.name, "config": config.to_dict(), "settings": overrides})
-    return task.finish(out)

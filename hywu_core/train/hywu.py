@@ -6,6 +6,7 @@ Shapes: B conditions, R noise levels of each, Z latent channels, h x w latents.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ from ..data.photo_ops import OPS
 from ..embedded import BACKBONE
 from ..embedded.sizing import WORKING_AREA
 from ..embedded.text import TextFeatures
+from ..errors import HywuError
 from ..generator import GeneratorConfig, ParameterGenerator, load_generator, save_generator
 from ..images import save_sheet
 from ..lora import LoraSpec
 from ..pipeline import HywuPipeline
 from .loop import Task
 from .objective import flow_matching_loss
+from .warm_start import warm_start
 from .world import EmbeddedWorld, Judged, WorldConfig, held_out_cases, judge, mean
 
 
@@ -47,6 +50,15 @@ class HywuTrainingConfig:
     area: int = WORKING_AREA  # pixels of the photographs in the closing measurement
     photos: int | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.base_share < math.inf:
+            raise HywuError(f"base_share is {self.base_share}; it must be a number that is not negative.")
+        for name in ("rank", "d_model", "n_layers", "n_heads", "noise_levels", "wordings", "area"):
+            if getattr(self, name) < 1:
+                raise HywuError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.photos is not None and self.photos < 1:
+            raise HywuError(f"photos is {self.photos}; the closing measurement needs at least 1.")
+
 
 class HywuTask(Task):
     """Only the generator moves; gradients reach it through the LoRA it wrote (paper 3.6)."""
@@ -54,8 +66,15 @@ class HywuTask(Task):
     file_name = "hywu_embedded_generator.safetensors"
 
     def __init__(
-        self, name: str, config: HywuTrainingConfig, world: WorldConfig, device: torch.device, seed: int
+        self,
+        name: str,
+        config: HywuTrainingConfig,
+        world: WorldConfig,
+        device: torch.device,
+        seed: int,
+        init: str | Path | None = None,
     ) -> None:
+        """`init` is a generator file to start from; by default the generator starts at zero effect."""
         self.name, self.config = name, config
         self.backbone = EmbeddedBackbone.load(device=device)
         spec = LoraSpec.from_module(self.backbone.transformer, rank=config.rank, alpha=config.rank)
@@ -71,6 +90,8 @@ class HywuTask(Task):
             ),
             spec,
         ).to(device)
+        if init is not None:
+            warm_start(self.module, init)
         self.world = EmbeddedWorld(config.operations, world, device, seed)
         self._weights = torch.tensor(
             [config.base_share if OPS[name].split == "base" else 1.0 for name in config.operations],

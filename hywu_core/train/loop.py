@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..devices import resolve_device
 from ..errors import HywuError
-from .checkpoint import TrainState
-from .config import TrainConfig, resolve_device
+from .checkpoint import FILE_NAME, TrainState
+from .config import TrainConfig
+from .interrupt import deferred_interrupt
 from .progress import training_bar
 
 log = logging.getLogger("hywu")
@@ -55,8 +57,9 @@ def train(
 ) -> list[float]:
     """Train `task` to `config.steps`, checkpointing into `out`; returns the loss of every step.
 
-    Ctrl-C writes a checkpoint and raises KeyboardInterrupt; a loss that is not finite stops the run with
-    HywuError and leaves the last good checkpoint.
+    Ctrl-C ends the step, writes a checkpoint and raises KeyboardInterrupt; a loss or a weight that is not
+    finite stops the run with HywuError and leaves the last good checkpoint. A checkpoint that a finished run
+    left in `out` is removed first, unless this run continues from it.
     """
     device = resolve_device(config.device)
     optimizer = torch.optim.AdamW(
@@ -77,6 +80,8 @@ def train(
     if resume:
         state.restore(out)
         log.info("resuming %s at step %d of %d", task.name, state.step, config.steps)
+    else:
+        (out / FILE_NAME).unlink(missing_ok=True)
     autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
     parameters = [p for p in task.module.parameters() if p.requires_grad]
     unread: list[Tensor] = []
@@ -87,34 +92,33 @@ def train(
         for loss in losses:
             if not math.isfinite(loss):
                 raise HywuError(
-                    f"The loss became {loss} at step {state.step + 1}; the last good checkpoint is in {out}. "
+                    f"The loss became {loss} at step {state.step + 1}; {state.last_good(out)}. "
                     f"Try a learning rate below {config.lr}."
                 )
             state.losses.append(loss)
 
-    with training_bar(task.name, config.steps, state.step) as bar:
-        try:
-            for step in range(state.step, config.steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate(step)
-                batch = task.batch(config.batch_size, generator)
-                with autocast:
-                    loss = task.loss(batch, generator)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-                optimizer.step()
-                unread.append(loss.detach().float())
-                due = (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps
-                if due or (step + 1) % _SYNC_EVERY == 0 or device.type == "cpu":
-                    read_losses()
-                    recent = state.losses[-_BAR_SMOOTHING:]
-                    bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4f}", refresh=False)
-                bar.update()
-                if due:
-                    state.save(out, run)
-        except KeyboardInterrupt:
-            read_losses()
-            state.save(out, run)
-            raise
+    # Ctrl-C inside an update would leave half of the weights moved and the random numbers already drawn.
+    with deferred_interrupt() as interrupted, training_bar(task.name, config.steps, state.step) as bar:
+        for step in range(state.step, config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate(step)
+            batch = task.batch(config.batch_size, generator)
+            with autocast:
+                loss = task.loss(batch, generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+            optimizer.step()
+            unread.append(loss.detach().float())
+            stop = interrupted.is_set() or step + 1 == config.steps
+            due = stop or (step + 1) % config.checkpoint_every == 0
+            if due or (step + 1) % _SYNC_EVERY == 0 or device.type == "cpu":
+                read_losses()
+                recent = state.losses[-_BAR_SMOOTHING:]
+                bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4f}", refresh=False)
+            bar.update()
+            if due:
+                state.save(out, run)
+            if stop:
+                break
     return state.losses

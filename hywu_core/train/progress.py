@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..storage import atomic_path
+
 
 def training_bar(name: str, total: int, initial: int = 0) -> tqdm:
     """A progress bar on standard error with rate and ETA."""
@@ -28,4 +30,5 @@ def save_loss_curve(losses: Sequence[float], path: Path, title: str) -> None:
     axes.plot(range(window, len(losses) + 1), running, color="C0", label=f"mean of {window}")
     axes.set(xlabel="step", ylabel="loss", title=title, yscale="log")
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 
+from ..devices import resolve_device
 from ..errors import HywuError
-from .config import TrainConfig, resolve_device
+from .config import TrainConfig
 from .loop import Task
 
 Settings = dict[str, Any]
@@ -67,7 +68,14 @@ def _generator(config: TrainConfig, settings: Settings) -> Task:
         WorldConfig(crops=settings["crops"], variants=settings["variants"]),
         resolve_device(config.device),
         config.seed,
+        settings["init"] or None,
     )
+
+
+def _text(config: TrainConfig, settings: Settings) -> Task:
+    from .embedded_text import TextAdaptation, TextTask
+
+    return TextTask(TextAdaptation(**settings), config.seed, resolve_device(config.device))
 
 
 def _demo(config: TrainConfig, settings: Settings) -> Task:
@@ -92,6 +100,8 @@ def _demo(config: TrainConfig, settings: Settings) -> Task:
 
 
 def _recipes() -> tuple[Recipe, ...]:
+    from .embedded_text import DEFAULTS, TextAdaptation
+
     return (
         Recipe(
             "embedded_demo",
@@ -103,24 +113,32 @@ def _recipes() -> tuple[Recipe, ...]:
         Recipe(
             "embedded_autoencoder",
             "the embedded autoencoder",
-            TrainConfig(steps=6000, batch_size=96, lr=1e-3, warmup=100, weight_decay=0.0, precision="bf16"),
+            TrainConfig(steps=4200, batch_size=96, lr=1e-3, warmup=100, weight_decay=0.0, precision="bf16"),
             _autoencoder,
             {"compile": True},
         ),
         Recipe(
             "embedded_backbone",
             "the embedded FLUX Kontext backbone, pretrained on the base operations",
-            TrainConfig(steps=12000, batch_size=192, lr=1e-3, warmup=300, precision="bf16"),
+            TrainConfig(steps=7807, batch_size=128, lr=1.5e-3, warmup=300, precision="bf16"),
             _backbone,
-            {"n_double": 1, "n_single": 4, "crops": 384, "variants": 2, "compile": False},
+            {"n_double": 1, "n_single": 4, "crops": 256, "variants": 2, "compile": False},
         ),
         Recipe(
             "embedded_generator",
             "the embedded HY-WU generator for all operations, on the frozen backbone",
-            TrainConfig(steps=8000, batch_size=192, lr=1e-3, warmup=300, precision="bf16"),
+            TrainConfig(steps=1900, batch_size=128, lr=2e-3, warmup=150, precision="bf16"),
             _generator,
             {"base_share": 0.3, "rank": 8, "n_layers": 3, "mlp_ratio": 1.0}
-            | {"noise_levels": 4, "crops": 256, "variants": 2},
+            | {"noise_levels": 4, "crops": 96, "variants": 1}
+            | {"init": ""},  # a generator file to start from
+        ),
+        Recipe(
+            "embedded_text",
+            "the embedded text encoder, from a multilingual sentence encoder",
+            DEFAULTS,
+            _text,
+            asdict(TextAdaptation()),
         ),
     )  # fmt: skip
 

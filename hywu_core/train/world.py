@@ -19,8 +19,9 @@ from ..data.photo_ops import OPS, make_pair
 from ..data.photos import load_tensors
 from ..data.prompts import PromptPool
 from ..embedded.autoencoder import TinyAutoencoder
-from ..embedded.sizing import WORKING_AREA, fit_image
+from ..embedded.sizing import MULTIPLE, WORKING_AREA, fit_image
 from ..embedded.text import EmbeddedTextEncoder
+from ..errors import HywuError
 from ..pipeline import HywuPipeline
 
 FULL_SIZES = ((256, 256), (256, 256), (224, 288), (288, 224), (192, 336), (336, 192), (208, 304), (304, 208))
@@ -33,6 +34,16 @@ class WorldConfig:
     sizes: tuple[tuple[int, int], ...] = FULL_SIZES
     crops: int = 384
     variants: int = 6
+
+    def __post_init__(self) -> None:
+        if self.crops < 1 or self.variants < 0:
+            raise HywuError(
+                f"crops is {self.crops} and variants {self.variants}; there must be at least 1 crop of each "
+                "size, and not less than 0 variants."
+            )
+        for size in self.sizes:
+            if min(size) < MULTIPLE or any(length % MULTIPLE for length in size):
+                raise HywuError(f"The size {size} does not consist of positive multiples of {MULTIPLE}.")
 
 
 class EmbeddedWorld:

@@ -1,0 +1,37 @@
+"""Begin a training run where another ended: the weights of a generator file, with a fresh optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import HywuError
+from ..generator import ParameterGenerator, load_generator
+from ..pipeline import check_embedded
+
+
+def warm_start(module: ParameterGenerator, path: str | Path) -> None:
+    """Copy the weights of a generator file into `module`, in place.
+
+    Raises HywuError when the file is missing, damaged or for another backbone, and when its sizes or
+    targets differ, naming both.
+    """
+    start = load_generator(path)
+    check_embedded(start)
+    if differences := list(_differences(start, module)):
+        raise HywuError(f"{path} is not the generator of this recipe: {'; '.join(differences)}.")
+    module.load_state_dict(start.state_dict())
+
+
+def _differences(start: ParameterGenerator, module: ParameterGenerator) -> Iterator[str]:
+    """Each as "name is A, not B"; different targets as one sentence, for they are many."""
+    for part in ("config", "layout"):
+        theirs, ours = getattr(start, part).to_dict(), getattr(module, part).to_dict()
+        for name, value in ours.items():
+            if theirs[name] != value:
+                yield f"its {name} is {theirs[name]}, not {value}"
+    for name in ("rank", "alpha"):
+        if (theirs := getattr(start.spec, name)) != (ours := getattr(module.spec, name)):
+            yield f"its {name} is {theirs}, not {ours}"
+    if start.spec.bands != module.spec.bands:
+        yield f"it writes {len(start.spec.targets)} targets that are not the {len(module.spec.targets)} here"

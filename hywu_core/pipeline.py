@@ -22,6 +22,7 @@ from .embedded.autoencoder import TinyAutoencoder
 from .embedded.sizing import WORKING_AREA, fit_image
 from .embedded.text import EmbeddedTextEncoder
 from .errors import HywuError
+from .generate import generate
 from .generator import ParameterGenerator, load_generator
 from .lora import Adapter
 
@@ -60,11 +61,14 @@ class HywuPipeline:
         cls, generator: str | Path | None = None, device: str | torch.device = "cpu"
     ) -> HywuPipeline:
         """The models that ship with the project, with another generator file if one is named."""
+        # The generator first: it is the one file of somebody else's making, and is refused in a second.
+        loaded = load_generator(generator if generator is not None else GENERATOR, device=device).eval()
+        check_embedded(loaded)
         return cls(
             EmbeddedBackbone.load(device=device),
             TinyAutoencoder.load(device=device),
             EmbeddedTextEncoder.load().to(device),
-            load_generator(generator if generator is not None else GENERATOR, device=device).eval(),
+            loaded,
         )
 
     @property
@@ -100,7 +104,7 @@ class HywuPipeline:
         text = self.text_encoder.encode(list(instructions))
         adapter = None
         if self.generator is not None and not frozen_base:
-            adapter = self.generator(embedded_condition(latents, text))
+            adapter = generate(self.generator, embedded_condition(latents, text))
 
         def velocity(x: Tensor, time: float) -> Tensor:
             return self.backbone(x, torch.full((len(x),), time, device=x.device), latents, text)

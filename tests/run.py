@@ -16,7 +16,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = ROOT / ".venv"
 OLDEST = (3, 10)
-FAILED_SETUP = 3  # apart from pytest's exit codes 1 (tests failed) and 2 (interrupted)
 
 
 class SetupError(Exception):
@@ -82,13 +81,13 @@ def prepare(torch: str | None) -> Path:
 
 
 def main() -> int:
-    """Set up, check, test; the exit code is pytest's, or that of a failed check."""
+    """Set up, check, test; exit code 2 when the set-up fails, else pytest's, or 1 if only a check failed."""
     options, for_pytest = parser().parse_known_args()
     try:
         python = Path(sys.executable) if options.here else prepare(options.torch)
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED_SETUP
+        return 2
     checks = {"ruff check": ("check",), "ruff format --check": ("format", "--check")}
     failed = []
     for name, arguments in checks.items():

@@ -107,9 +107,7 @@ def _imports(tree: ast.Module, package: tuple[str, ...]) -> Iterator[Import]:
             yield Import(node.module, False, when, node.lineno)
         elif isinstance(node, ast.ImportFrom):
             base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
-            for (
-                alias
-            ) in node.names:  # `from . import keys` names a module, `from .keys import to_file` one in it
+            for alias in node.names:  # `from . import keys` names a module, `from .keys import K` does not
                 inner = f"{base}.{alias.name}"
                 yield Import(inner if inner in MODULES else base, True, when, node.lineno)
 

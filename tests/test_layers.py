@@ -62,7 +62,7 @@ COMFY_SIDE = "hywu_core.apply.comfy"
 
 
 class Import(NamedTuple):
-    """What an import statement asks for, and when it is run: "at once", when "called", or "never" (for types)."""
+    """What an import statement asks for, and when it is run: "at once", "called" or "never" (for types)."""
 
     module: str
     relative: bool

@@ -1,0 +1,259 @@
+"""`python -m hywu_core.train` as people use it: run, interrupt, resume, use the result, get it wrong."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from hywu_core import ParameterGenerator, load_generator
+from hywu_core.cli import command
+from hywu_core.data.photos import FOLDER
+from hywu_core.edit import main as edit
+from hywu_core.embedded import GENERATOR
+from hywu_core.errors import HywuError
+from hywu_core.generator import save_generator
+from hywu_core.lora import LoraSpec
+from hywu_core.train import recipes
+from hywu_core.train.__main__ import main, parser, plan
+from hywu_core.train.checkpoint import FILE_NAME, TrainState, read_checkpoint
+from hywu_core.train.hywu import HywuTask
+from hywu_core.train.warm_start import warm_start
+
+from ..commands import contents, refused, run, start
+
+MODULE = "hywu_core.train"
+STEPS = 4
+SMALL = ("--set", "size=64", "--set", "crops=2", "--set", "photos=1", "--batch-size", 2)
+RESULTS = {
+    FILE_NAME,
+    HywuTask.file_name,
+    "run.json",
+    "loss.png",
+    "before_after.png",
+    "result.txt",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
+    """The demonstration, made small, in a process of its own; and its run folder."""
+    folder = tmp_path_factory.mktemp("train")
+    return run(MODULE, *SMALL, "--steps", STEPS, folder=folder), folder / "runs" / "embedded_demo"
+
+
+def test_it_ends_with_a_sentence_in_numbers(finished):
+    process, out = finished
+    assert process.returncode == 0, process.stderr
+    sentence = process.stdout.splitlines()[-1]
+    assert re.search(r"reaches -?[\d.]+ dB .* [-+][\d.]+ dB over the frozen base\.$", sentence)
+    assert (out / "result.txt").read_text(encoding="utf-8") == sentence + "\n"
+
+
+def test_progress_has_an_estimate_of_the_time_left(finished):
+    # 50%|#####     | 2/4 [00:01<00:01,  1.94step/s, loss 0.8742]
+    assert re.search(r"embedded_demo: .* \d+/4 \[\d\d:\d\d<\d\d:\d\d, .*loss \d", finished[0].stderr)
+
+
+def test_it_leaves_a_checkpoint_a_generator_a_curve_and_a_sheet(finished):
+    out = finished[1]
+    assert set(contents(out)) == RESULTS
+    for name in ("loss.png", "before_after.png"):
+        with Image.open(out / name) as image:
+            assert min(image.size) > 200
+            assert len(image.convert("L").getcolors()) > 10  # something is drawn
+    described = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert described["config"]["steps"] == STEPS
+    assert described["settings"]["size"] == 64
+
+
+def test_edit_accepts_the_generator(finished, tmp_path):
+    arguments = [str(FOLDER / "cat.jpg"), "darker", "-o", str(tmp_path / "out.png"), "--steps", "1"]
+    assert command(lambda: edit([*arguments, "--generator", str(finished[1] / HywuTask.file_name)])) == 0
+    assert (tmp_path / "out.png").is_file()
+
+
+def test_interrupted_and_resumed_it_comes_to_the_same_bits(finished, tmp_path, monkeypatch, capfd):
+    def pressed(task, size, generator, batch=HywuTask.batch):
+        pressed.steps += 1
+        if pressed.steps == 2:
+            signal.raise_signal(signal.SIGINT)
+        return batch(task, size, generator)
+
+    pressed.steps = 0
+    monkeypatch.setattr(HywuTask, "batch", pressed)
+    arguments = [str(argument) for argument in (*SMALL, "--steps", STEPS, "--out", tmp_path)]
+    assert command(lambda: main(arguments)) == 130
+    assert capfd.readouterr().err.splitlines()[-1].endswith(f"hywu_core.train --resume {tmp_path}")
+    assert set(contents(tmp_path)) == {FILE_NAME, "run.json"}
+    assert command(lambda: main(["--resume", str(tmp_path)])) == 0
+    assert pressed.steps == STEPS
+    whole, resumed = read_checkpoint(finished[1])[0], read_checkpoint(tmp_path)[0]
+    assert resumed.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+    assert (tmp_path / "result.txt").read_bytes() == (finished[1] / "result.txt").read_bytes()
+
+
+def wait_for(pattern: str, process: subprocess.Popen) -> str:
+    """What the process has said on standard error up to the pattern."""
+    said = ""
+    while not re.search(pattern, said):
+        letter = process.stderr.read(1)
+        assert letter, f"it ended without {pattern}: {said}"
+        said += letter
+    return said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send Ctrl-C to one process alone")
+def test_ctrl_c_in_training_can_be_resumed(tmp_path):
+    process = start(MODULE, *SMALL, "--steps", 8, "--out", "run", folder=tmp_path)
+    wait_for(r"embedded_demo: .* [1-9]\d*/8 ", process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == "Stopped. Continue with: python -m hywu_core.train --resume run"
+    assert 1 <= len(read_checkpoint(tmp_path / "run")[0]["losses"]) <= 8
+    resumed = run(MODULE, "--resume", "run", folder=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert set(contents(tmp_path / "run")) == RESULTS
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send Ctrl-C to one process alone")
+def test_ctrl_c_while_the_data_is_prepared_leaves_nothing(tmp_path):
+    process = start(MODULE, "--set", "crops=100000", "--out", "run", folder=tmp_path)
+    wait_for(r"encoding exact edits: .*\d+/100000", process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == "Stopped."
+    assert contents(tmp_path) == {}
+
+
+def save_run(folder: Path, done: int, steps: int) -> None:
+    """The checkpoint of a demonstration that got as far as `done` steps, with a toy's weights."""
+    config, settings = recipes.configure(recipes.recipe("embedded_demo"), {"steps": steps})
+    described = {"recipe": "embedded_demo", "config": config.to_dict(), "settings": settings}
+    module = torch.nn.Linear(2, 2)
+    folder.mkdir()
+    TrainState(module, torch.optim.AdamW(module.parameters()), torch.Generator(), [1.0] * done).save(
+        folder, described
+    )
+
+
+@pytest.fixture(scope="module")
+def wrong_files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "notes.txt").write_text("Buy milk.")
+    (folder / "empty").mkdir()
+    save_run(folder / "unfinished", 3, 6)
+    save_run(folder / "truncated", 3, 6)
+    whole = (folder / "truncated" / FILE_NAME).read_bytes()
+    (folder / "truncated" / FILE_NAME).write_bytes(whole[: len(whole) // 2])
+    (folder / "foreign").mkdir()
+    save_file({"x": torch.zeros(2)}, folder / "foreign" / FILE_NAME)
+    (folder / "nonsense").mkdir()
+    header = {"hywu.kind": "hywu-training-checkpoint-1", "hywu.run": "[]"}
+    save_file({"rng": torch.zeros(2), "losses": torch.zeros(2)}, folder / "nonsense" / FILE_NAME, header)
+    shipped = load_generator(GENERATOR)
+    smaller = LoraSpec(shipped.spec.bands, rank=4, alpha=4)
+    save_generator(
+        folder / "rank4.safetensors",
+        ParameterGenerator(shipped.config, smaller, shipped.layout),
+        shipped.encoder_info,
+        shipped.backbone_info,
+    )
+    save_generator(folder / "qwen.safetensors", shipped, backbone={"kind": "qwen_image_edit", "id": "Qwen"})
+    return folder
+
+
+GENERATOR_FROM = ("--recipe", "embedded_generator", "--device", "cpu", "--set")
+WRONG = {
+    "no such recipe": (("--recipe", "alchemy"), "'alchemy'; choose from embedded_demo"),
+    "no such setting": (("--set", "colour=red"), "no setting 'colour'"),
+    "a setting without a value": (("--set", "crops"), "NAME=VALUE"),
+    "a setting of another type": (("--set", "crops=many"), "crops is 'many'"),
+    "no crops": (("--set", "crops=0"), "crops is 0"),
+    "a size that does not divide": (("--set", "size=70"), r"\(70, 70\).*16"),
+    "no photographs": (("--set", "photos=0"), "photos is 0"),
+    "a rate that is no number": (("--lr", "nan"), "lr is nan"),
+    "no steps": (("--steps", "0"), "steps is 0"),
+    "steps in words": (("--steps", "many"), "steps is 'many'"),
+    "a negative seed": (("--seed", "-1"), "seed is -1"),
+    "no such device": (("--device", "abacus"), "'abacus' is not available"),
+    "a run folder that is a file": (("--out", "notes.txt"), "notes.txt is no folder"),
+    "a run folder inside a file": (("--out", "notes.txt/run"), "notes.txt is no folder"),
+    "a run that is not finished": (("--out", "unfinished"), "step 3 of 6.*--resume unfinished"),
+    "nothing to resume": (("--resume", "empty"), "nothing to resume in empty"),
+    "no folder to resume": (("--resume", "nowhere"), "nothing to resume in nowhere"),
+    "a truncated checkpoint": (("--resume", "truncated"), "not a complete safetensors"),
+    "a foreign checkpoint": (("--resume", "foreign"), "not a checkpoint of this trainer"),
+    "a checkpoint without its run": (("--resume", "nonsense"), "damaged header"),
+    "another recipe": (
+        ("--resume", "unfinished", "--recipe", "embedded_text"),
+        "'embedded_demo', not of 'emb",
+    ),
+    "another setting": (("--resume", "unfinished", "--lr", "1"), "keeps its settings; leave out lr"),
+    "another folder": (("--resume", "unfinished", "--out", "empty"), "leave out --out"),
+    "no generator to start from": ((*GENERATOR_FROM, "init=none.safetensors"), r"none\.safetensors"),
+    "a text to start from": ((*GENERATOR_FROM, "init=notes.txt"), r"notes\.txt"),
+    "another size to start from": (
+        (*GENERATOR_FROM, "init=rank4.safetensors"),
+        "its rank is 4, not 8",
+    ),
+    "another backbone to start from": ((*GENERATOR_FROM, "init=qwen.safetensors"), "'qwen_image_edit'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_is_one_sentence_and_leaves_nothing(wrong_files, monkeypatch, capfd, case):
+    arguments, named = WRONG[case]
+    monkeypatch.chdir(wrong_files)
+    assert re.search(named, refused(main, *arguments, folder=wrong_files, capfd=capfd))
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """Building a task without the minutes of encoding its data."""
+    monkeypatch.setattr("hywu_core.train.hywu.EmbeddedWorld", lambda *arguments: None)
+
+
+def planned(*arguments):
+    return plan(parser().parse_args([*arguments]))
+
+
+def test_the_shipped_generator_can_be_trained_on_by_its_recipe(no_data, tmp_path):
+    arguments = (*GENERATOR_FROM, f"init={GENERATOR}", "--out", str(tmp_path))
+    weights = planned(*arguments).build().module.state_dict()
+    shipped = load_generator(GENERATOR).state_dict()
+    assert weights.keys() == shipped.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in shipped.items())
+
+
+def test_a_resumed_run_needs_no_file_that_it_once_started_from(no_data, tmp_path):
+    save_run(tmp_path / "run", 1, 6)
+    config, settings = recipes.configure(recipes.recipe("embedded_generator"), {"init": "gone.safetensors"})
+    tensors, _ = read_checkpoint(tmp_path / "run")
+    described = {"recipe": "embedded_generator", "config": config.to_dict(), "settings": settings}
+    header = {"hywu.kind": "hywu-training-checkpoint-1", "hywu.run": json.dumps(described)}
+    save_file(tensors, tmp_path / "run" / FILE_NAME, header)
+    resumed = planned("--resume", str(tmp_path / "run"))
+    resumed.build()
+    assert resumed.describe()["settings"]["init"] == "gone.safetensors"
+
+
+def test_a_start_of_another_size_names_both_and_changes_nothing(wrong_files):
+    shipped = load_generator(GENERATOR)
+    module = ParameterGenerator(shipped.config, shipped.spec, shipped.layout)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(HywuError, match=r"its rank is 4, not 8; its alpha is 4.*, not 8"):
+        warm_start(module, wrong_files / "rank4.safetensors")
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())

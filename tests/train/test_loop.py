@@ -1,0 +1,197 @@
+"""The loop's promises, on a task of a few numbers: resuming, interrupting, stopping before harm."""
+
+import math
+import signal
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from hywu_core.errors import HywuError
+from hywu_core.train.checkpoint import FILE_NAME, TrainState, read_checkpoint
+from hywu_core.train.config import TrainConfig
+from hywu_core.train.interrupt import deferred_interrupt
+from hywu_core.train.loop import Task, train
+
+CONFIG = TrainConfig(steps=6, batch_size=4, lr=0.1, warmup=2, checkpoint_every=2, device="cpu")
+RUN = {"recipe": "toy", "config": CONFIG.to_dict(), "settings": {}}
+
+
+class Toy(Task):
+    """Regression to noise; `act(step)` may spoil the step, whose loss it then multiplies."""
+
+    name = "toy"
+
+    def __init__(self, act=lambda step: 1.0) -> None:
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 1))
+        self.step, self.act = 0, act
+
+    def batch(self, size, generator):
+        return torch.randn(size, 3, generator=generator)
+
+    def loss(self, batch, generator):
+        self.step += 1
+        noise = torch.randn(len(batch), 1, generator=generator)
+        return (self.module(batch) - noise).square().mean() * self.act(self.step)
+
+    def finish(self, out):
+        return ""
+
+
+def ctrl_c_at(*steps):
+    """An act that presses Ctrl-C in the middle of some steps."""
+
+    def act(step):
+        if step in steps:
+            signal.raise_signal(signal.SIGINT)
+        return 1.0
+
+    return act
+
+
+def checkpoint(folder):
+    return read_checkpoint(folder)[0]
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """The checkpoint of a run that nothing disturbed."""
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    train(Toy(), CONFIG, folder, RUN)
+    return checkpoint(folder)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_an_interrupted_run_continues_to_the_same_bits(tmp_path, whole, stop):
+    with pytest.raises(KeyboardInterrupt):
+        train(Toy(ctrl_c_at(stop)), CONFIG, tmp_path, RUN)
+    assert len(checkpoint(tmp_path)["losses"]) == stop  # the step that was under way is done
+    losses = train(Toy(), CONFIG, tmp_path, RUN, resume=True)
+    assert len(losses) == CONFIG.steps
+    resumed = checkpoint(tmp_path)
+    assert resumed.keys() == whole.keys()
+    for name, tensor in whole.items():  # weights, optimiser, random generator, losses
+        assert torch.equal(resumed[name], tensor), name
+
+
+def test_the_checkpoint_holds_weights_optimiser_and_random_numbers(whole):
+    names = {name.split(".")[0] for name in whole}
+    assert names == {"model", "optimizer", "rng", "losses"}
+    assert {name.split(".")[2] for name in whole if name.startswith("optimizer.")} == {
+        "step",
+        "exp_avg",
+        "exp_avg_sq",
+    }
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    train(Toy(), CONFIG, tmp_path, RUN)
+    before = (tmp_path / FILE_NAME).read_bytes()
+    assert len(train(Toy(), CONFIG, tmp_path, RUN, resume=True)) == CONFIG.steps
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+
+
+def test_a_second_ctrl_c_stops_at_once_and_keeps_the_checkpoint_before(tmp_path):
+    def impatient(step):
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Toy(impatient), CONFIG, tmp_path, RUN)
+    assert len(checkpoint(tmp_path)["losses"]) == 2
+
+
+def test_the_handler_of_ctrl_c_is_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    with deferred_interrupt() as pending:
+        assert signal.getsignal(signal.SIGINT) is not before
+        assert not pending.is_set()
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as pending:
+        signal.raise_signal(signal.SIGINT)
+        assert pending.is_set()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_training_works_outside_the_main_thread(tmp_path, whole):
+    thread = threading.Thread(target=train, args=(Toy(), CONFIG, tmp_path, RUN))
+    thread.start()
+    thread.join()
+    assert torch.equal(checkpoint(tmp_path)["losses"], whole["losses"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("step", "kept"), [(1, None), (2, None), (3, 2), (4, 2), (6, 4)])
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_checkpoint(tmp_path, value, step, kept):
+    task = Toy(lambda now: value if now == step else 1.0)
+    with pytest.raises(HywuError) as caught:
+        train(task, CONFIG, tmp_path, RUN)
+    assert f"The loss became {value} at step {step}" in str(caught.value)
+    if kept is None:
+        assert "no checkpoint was written" in str(caught.value)
+        assert not (tmp_path / FILE_NAME).exists()
+    else:
+        assert f"of step {kept}, is in {tmp_path}" in str(caught.value)
+        tensors = checkpoint(tmp_path)
+        assert len(tensors["losses"]) == kept
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+
+
+def test_ctrl_c_in_a_step_gone_wrong_does_not_save_it(tmp_path):
+    def act(step):
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+            return math.nan
+        return 1.0
+
+    with pytest.raises(HywuError, match="The loss became nan at step 4"):
+        train(Toy(act), CONFIG, tmp_path, RUN)
+    assert len(checkpoint(tmp_path)["losses"]) == 2
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """A finite loss whose gradient is not: the next loss would tell, but a checkpoint may come before."""
+    task = Toy()
+    task.act = lambda step: task.module[0].weight[0, 0].mul(0).sqrt() + 1 if step == 4 else 1.0
+    with pytest.raises(HywuError, match=r"not finite after step 4.*of step 2"):
+        train(task, CONFIG, tmp_path, RUN)
+    assert len(checkpoint(tmp_path)["losses"]) == 2
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    saved = TrainState.save
+
+    def fill(state, *arguments):
+        if state.step > 2:
+            monkeypatch.setattr("hywu_core.storage.os.fsync", full)
+        return saved(state, *arguments)
+
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TrainState, "save", fill)
+    with pytest.raises(HywuError, match="No space left on device"):
+        train(Toy(), CONFIG, tmp_path, RUN)
+    assert len(checkpoint(tmp_path)["losses"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_a_new_run_does_not_inherit_an_old_checkpoint(tmp_path):
+    train(Toy(), CONFIG, tmp_path, RUN)
+    with pytest.raises(HywuError, match="no checkpoint was written"):
+        train(Toy(lambda step: math.nan), CONFIG, tmp_path, RUN)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_one_line(tmp_path):
+    train(Toy(), CONFIG, tmp_path, RUN)
+    other = Toy()
+    other.module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(HywuError, match="belongs to another model") as caught:
+        train(other, CONFIG, tmp_path, RUN, resume=True)
+    assert "\n" not in str(caught.value)

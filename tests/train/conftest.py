@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def ctrl_c_works():
-    """Shells start background jobs, and all that those start, deaf to Ctrl-C; a terminal's programs hear it."""
+    """Shells start background jobs, and what those start, deaf to Ctrl-C; a terminal's programs hear it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

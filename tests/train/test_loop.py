@@ -112,9 +112,19 @@ def test_the_handler_of_ctrl_c_is_put_back():
         assert signal.getsignal(signal.SIGINT) is not before
         assert not pending.is_set()
     assert signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as pending:
-        signal.raise_signal(signal.SIGINT)
-        assert pending.is_set()
+
+
+def test_ctrl_c_waits_for_the_end_of_the_block():
+    before, reached = signal.getsignal(signal.SIGINT), []
+
+    def block():
+        with deferred_interrupt() as pending:
+            signal.raise_signal(signal.SIGINT)
+            reached.append(pending.is_set())
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert reached == [True]
     assert signal.getsignal(signal.SIGINT) is before
 
 

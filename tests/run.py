@@ -45,15 +45,16 @@ def say(text: str) -> None:
     print(f"== {text}", flush=True)
 
 
-def run(*command: str | Path) -> int:
+def run(*command: str | Path, quiet: bool = False) -> int:
     """The exit code of a command run in the checkout; nothing here ever reads the keyboard."""
-    return subprocess.run([str(part) for part in command], cwd=ROOT, stdin=subprocess.DEVNULL).returncode
+    errors = subprocess.DEVNULL if quiet else None
+    return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=errors).returncode
 
 
 def works(python: Path) -> bool:
     """Whether an environment is there, whole, and as new as the project needs."""
     check = f"import pip, sys; sys.exit(sys.version_info < {OLDEST})"
-    return python.exists() and run(python, "-c", check) == 0
+    return python.exists() and run(python, "-c", check, quiet=True) == 0
 
 
 def prepare(torch: str | None) -> Path:
@@ -66,7 +67,7 @@ def prepare(torch: str | None) -> Path:
             )
         say(f"make {ENVIRONMENT.name} with Python {sys.version.split()[0]}")
         try:
-            venv.create(ENVIRONMENT, clear=True, with_pip=True)
+            venv.create(ENVIRONMENT, clear=True, symlinks=os.name != "nt", with_pip=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise SetupError(
                 f"{ENVIRONMENT} could not be made ({error}); on Debian, install python3-venv first."

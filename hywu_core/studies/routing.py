@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import stats
+from torch import Tensor
 
 from ..data.instructions import LANGUAGES, SPLITS
 from ..data.metrics import psnr
 from ..data.photo_ops import OPS, exact
+from ..embedded.autoencoder import TinyAutoencoder
 from ..pipeline import HywuPipeline
-from ..train.world import EditCase, Judged, held_out_cases, judge
+from ..train.world import EditCase, held_out_cases, judge
 
 
 @dataclass(frozen=True)
@@ -45,39 +47,57 @@ class Routed:
         return self.nearest == self.operation
 
 
-def nearest_operation(judged: Judged, candidates: Sequence[str]) -> str:
-    """The candidate whose exact result on this source has the highest PSNR to the edit."""
-    case = judged.case
-    scores = {}
-    for name in candidates:
+def exact_results(case: EditCase) -> dict[str, Tensor]:
+    """The exact result (3, H, W) of every operation on a case's source, where it is known."""
+    results = {}
+    for name, op in OPS.items():
         clean = case.clean[None] if name == case.operation else None
-        result = exact(OPS[name], case.source[None], clean)
+        result = exact(op, case.source[None], clean)
         if result is not None:
-            scores[name] = float(psnr(judged.result[None], result))
-    return max(scores, key=scores.__getitem__)
+            results[name] = result[0]
+    return results
+
+
+def nearest_operation(image: Tensor, results: dict[str, Tensor]) -> str:
+    """The operation whose exact result has the highest PSNR to an image (3, H, W)."""
+    scores = psnr(image[None].expand(len(results), -1, -1, -1), torch.stack(list(results.values())))
+    return list(results)[int(scores.argmax())]
+
+
+@torch.no_grad()
+def autoencoder_ceiling(autoencoder: TinyAutoencoder, target: Tensor) -> float:
+    """PSNR of a target (3, H, W) after the autoencoder alone: no edit can be expected to be nearer."""
+    target = target[None].to(next(autoencoder.parameters()).device)
+    return float(psnr(autoencoder.decode(autoencoder.encode(target)), target))
 
 
 def route(pipeline: HywuPipeline, cases: Sequence[EditCase], steps: int) -> list[Routed]:
     """Edit every case with and without the generated LoRA and say where the edits land."""
     edited = judge(pipeline, cases, steps=steps)
     frozen = judge(pipeline, cases, steps=steps, frozen_base=True)
+    # Cases of one photograph share their source unless an operation degrades it; wordings share everything but the words.
+    results: dict[tuple[int, str], dict[str, Tensor]] = {}
+    ceilings: dict[tuple[int, str], float] = {}
     routed = []
     for with_lora, without in zip(edited, frozen, strict=True):
         case = with_lora.case
-        target = case.target[None].to(pipeline.device)
-        with torch.no_grad():
-            ceiling = psnr(pipeline.autoencoder.decode(pipeline.autoencoder.encode(target)), target)
+        inverse = OPS[case.operation].kind == "inverse"
+        source, asked = (case.photo, case.operation if inverse else ""), (case.photo, case.operation)
+        if source not in results:
+            results[source] = exact_results(case)
+        if asked not in ceilings:
+            ceilings[asked] = autoencoder_ceiling(pipeline.autoencoder, case.target)
         routed.append(
             Routed(
                 photo=case.photo,
                 operation=case.operation,
                 language=case.phrase.language,
                 prompt=case.prompt,
-                nearest=nearest_operation(with_lora, tuple(OPS)),
+                nearest=nearest_operation(with_lora.result, results[source]),
                 edited=with_lora.score,
                 frozen_base=without.score,
                 untouched=with_lora.untouched,
-                ceiling=float(ceiling),
+                ceiling=ceilings[asked],
             )
         )
     return routed

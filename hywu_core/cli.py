@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import HywuError
@@ -31,6 +32,12 @@ def command(main: Callable[[], int]) -> int:
         sentence = f"{'The disk is full' if full else error.strerror or error}: {error.filename or error}."
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
     return BAD_INPUT
+
+
+def require(*packages: str) -> None:
+    """HywuError naming what to install, before work is begun that could not be finished without it."""
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise HywuError(f"This needs more packages; install them with: pip install {' '.join(missing)}")
 
 
 def check_folder(path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .cli import command
+from .cli import command, require
 from .devices import resolve_device
 from .embedded import GENERATOR
 from .errors import HywuError
@@ -60,6 +60,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise HywuError(f"--seed is {arguments.seed}; it must be between 0 and 2^63 - 1.")
     if not 1 <= arguments.steps <= 1000:
         raise HywuError(f"--steps is {arguments.steps}; it must be between 1 and 1000.")
+    require("diffusers")
     resolve_device(arguments.device)
     check_image_path(arguments.out)
     if arguments.adapter_out is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..cli import INTERRUPTED, check_folder, command
+from ..cli import INTERRUPTED, check_folder, command, require
 from ..errors import HywuError
 from ..storage import atomic_path
 from . import recipes
@@ -120,6 +120,7 @@ def _resumed(arguments: argparse.Namespace) -> Plan:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     planned = plan(parser().parse_args(argv))
+    require("diffusers", "matplotlib")
     config, out, run = planned.config, planned.out, planned.describe()
     task = planned.build()  # the long preparation of the data comes before anything is written
     out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,63 @@
+"""What every command does with what goes wrong, whatever it is."""
+
+import errno
+import sys
+
+import pytest
+
+from hywu_core.cli import check_folder, command, require
+from hywu_core.errors import HywuError
+
+from .commands import sentence_of
+
+
+def fails(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (HywuError("Two lines\n   of another library."), "Two lines of another library."),
+        (OSError(errno.ENOSPC, "No space left on device", "a.png"), "The disk is full: a.png."),
+        (PermissionError(errno.EACCES, "Permission denied", "a.png"), "Permission denied: a.png."),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(capfd, error, sentence):
+    code = command(fails(error))
+    assert sentence_of(code, *capfd.readouterr()) == sentence
+
+
+def test_ctrl_c_is_one_word_and_exit_code_130(capfd):
+    assert command(fails(KeyboardInterrupt())) == 130
+    assert capfd.readouterr() == ("", "Stopped.\n")
+
+
+def test_a_fault_of_ours_is_not_hidden():
+    with pytest.raises(KeyError):
+        command(fails(KeyError("x")))
+
+
+def test_a_terminal_without_the_letters_of_a_name_is_no_reason_to_fail(monkeypatch, tmp_path):
+    with open(tmp_path / "terminal", "w", encoding="ascii") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert command(lambda: print("结果.png") or 0) == 0
+
+
+def test_missing_packages_are_named_together():
+    require("torch")
+    with pytest.raises(HywuError, match=r"pip install hywu_one hywu_two$"):
+        require("hywu_one", "torch", "hywu_two")
+
+
+def test_folders_that_can_be_made_and_that_cannot(tmp_path):
+    (tmp_path / "file").touch()
+    check_folder(tmp_path)
+    check_folder(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    for path in (tmp_path / "file", tmp_path / "file" / "b"):
+        with pytest.raises(HywuError, match="file is no folder"):
+            check_folder(path)

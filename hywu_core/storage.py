@@ -44,7 +44,10 @@ def write_safetensors(
 ) -> None:
     """Write tensors and string metadata atomically. Raises `HywuError` as `atomic_path` does."""
     with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(dict(tensors), temporary, metadata=dict(metadata))
+        temporary.chmod(mode)  # safetensors makes its files private; a shared model folder must stay readable
 
 
 @contextmanager

@@ -49,6 +49,12 @@ def test_tensors_and_metadata_round_trip(tmp_path):
         assert file.metadata() == {"note": "näher"}
 
 
+def test_tensors_are_as_readable_as_any_other_file(tmp_path):
+    (tmp_path / "x.txt").touch()
+    write_safetensors(tmp_path / "x.safetensors", {"t": torch.zeros(1)}, {})
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "x.txt").stat().st_mode
+
+
 @pytest.mark.parametrize("content", [b"", b"hello, I am a text file", b"\xff" * 8, bytes(8) + b"{}"])
 def test_what_is_not_safetensors_is_refused(tmp_path, content):
     path = tmp_path / "x.safetensors"

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from .cli import command
-from .errors import HywuError
+from .cli import check_folder, command, require
+from .devices import resolve_device
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,10 +30,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = parser().parse_args(argv)
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HywuError(f"The folder {arguments.out} cannot be made: {error}.") from error
+    check_folder(arguments.out)
+    resolve_device(arguments.device)
+    require("scipy", "matplotlib", "diffusers", "tqdm")
     from .studies import routing
 
     result = routing.run(

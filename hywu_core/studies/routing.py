@@ -132,6 +132,7 @@ def summarise(routed: Sequence[Routed]) -> dict[str, object]:
 def run(out: Path, generator: Path | None, device: str, quick: bool, steps: int) -> dict[str, object]:
     """Measure, then write `result.json`, `routing.png` and `report.md` into `out`; returns the result."""
     pipeline = HywuPipeline.from_embedded(generator, device)
+    out.mkdir(parents=True, exist_ok=True)  # only now: a bad generator leaves nothing behind
     operations = tuple(OPS)
     photos, wordings, languages = (1, 1, ("en",)) if quick else (None, 2, LANGUAGES)
     splits = ("held_out",) if quick else SPLITS

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..apply import attach
+from ..apply import Attachment, attach
 from ..backbones.embedded import EmbeddedBackbone
 from ..conditions.embedded import CONDITION_DIM, EmbeddedConditionEncoder, embedded_condition
 from ..data.latents import EditBatch
@@ -25,7 +26,7 @@ from ..embedded.text import TextFeatures
 from ..errors import HywuError
 from ..generator import GeneratorConfig, ParameterGenerator, load_generator, save_generator
 from ..images import save_sheet
-from ..lora import LoraSpec
+from ..lora import Adapter, LoraSpec
 from ..pipeline import HywuPipeline
 from .loop import Task
 from .objective import flow_matching_loss
@@ -73,8 +74,12 @@ class HywuTask(Task):
         device: torch.device,
         seed: int,
         init: str | Path | None = None,
+        compiled: bool = False,
     ) -> None:
-        """`init` is a generator file to start from; by default the generator starts at zero effect."""
+        """`init` is a generator file to start from; by default the generator starts at zero effect.
+
+        `compiled` runs generator and backbone through torch.compile.
+        """
         self.name, self.config = name, config
         self.backbone = EmbeddedBackbone.load(device=device)
         spec = LoraSpec.from_module(self.backbone.transformer, rank=config.rank, alpha=config.rank)
@@ -92,6 +97,10 @@ class HywuTask(Task):
         ).to(device)
         if init is not None:
             warm_start(self.module, init)
+        self._compiled = compiled
+        self._write = torch.compile(self.module) if compiled else self.module
+        self._velocity = torch.compile(self.backbone) if compiled else self.backbone
+        self._attachment: Attachment | None = None
         self.world = EmbeddedWorld(config.operations, world, device, seed)
         self._weights = torch.tensor(
             [config.base_share if OPS[name].split == "base" else 1.0 for name in config.operations],
@@ -107,14 +116,31 @@ class HywuTask(Task):
         """Flow matching through the LoRA written for each edit, at R noise levels."""
         edits, text = batch
         repeats = self.config.noise_levels
-        adapter = self.module(embedded_condition(edits.source, text))
+        adapter = self._write(embedded_condition(edits.source, text))
         source, target = (x.repeat_interleave(repeats, 0) for x in (edits.source, edits.target))
         rows = TextFeatures(*(x.repeat_interleave(repeats, 0) for x in (text.tokens, text.mask, text.pooled)))
-        with attach(self.backbone.transformer, adapter):
-            return flow_matching_loss(lambda x, time: self.backbone(x, time, source, rows), target, generator)
+        with self._adapted(adapter):
+            return flow_matching_loss(
+                lambda x, time: self._velocity(x, time, source, rows), target, generator
+            )
+
+    @contextmanager
+    def _adapted(self, adapter: Adapter) -> Iterator[None]:
+        """The backbone with this adapter; compiled, one attachment stands and only its tensors change."""
+        if not self._compiled:
+            with attach(self.backbone.transformer, adapter):
+                yield
+            return
+        if self._attachment is None:
+            self._attachment = attach(self.backbone.transformer, adapter)
+        else:
+            self._attachment.swap(adapter)
+        yield
 
     def finish(self, out: Path) -> str:
         """Write the self-describing generator file; compare with the frozen base on held-out photographs."""
+        if self._attachment is not None:
+            self._attachment.remove()
         path = out / self.file_name
         save_generator(
             path,

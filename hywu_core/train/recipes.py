@@ -48,7 +48,8 @@ def _backbone(config: TrainConfig, settings: Settings) -> Task:
     )
 
 
-# What the short demonstration learns: four operations the base has never seen, in two conflicting pairs.
+# What the short demonstration learns: four operations the base has never seen, each against one it knows
+# (brighten, warm, vignette, darken_top).
 DEMO_OPERATIONS = ("darken", "cool", "white_vignette", "darken_bottom")
 
 
@@ -69,6 +70,7 @@ def _generator(config: TrainConfig, settings: Settings) -> Task:
         resolve_device(config.device),
         config.seed,
         settings["init"] or None,
+        settings["compile"],
     )
 
 
@@ -131,7 +133,7 @@ def _recipes() -> tuple[Recipe, ...]:
             _generator,
             {"base_share": 0.3, "rank": 8, "n_layers": 3, "mlp_ratio": 1.0}
             | {"noise_levels": 4, "crops": 96, "variants": 1}
-            | {"init": ""},  # a generator file to start from
+            | {"init": "", "compile": False},  # init: a generator file to start from
         ),
         Recipe(
             "embedded_text",

@@ -75,7 +75,7 @@ def route(pipeline: HywuPipeline, cases: Sequence[EditCase], steps: int) -> list
     """Edit every case with and without the generated LoRA and say where the edits land."""
     edited = judge(pipeline, cases, steps=steps)
     frozen = judge(pipeline, cases, steps=steps, frozen_base=True)
-    # Cases of one photograph share their source unless an operation degrades it; wordings share all but words.
+    # Cases of one photograph share their source unless an operation degrades it, and wordings their target.
     results: dict[tuple[int, str], dict[str, Tensor]] = {}
     ceilings: dict[tuple[int, str], float] = {}
     routed = []

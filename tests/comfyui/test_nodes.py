@@ -118,6 +118,9 @@ def from_scratch(server: ComfyServer, **settings) -> torch.Tensor:
     server.post("/free", {"unload_models": True, "free_memory": True})
     server.mark_log()
     result = frozen(server, **settings)
+    if "Requested to load Flux" not in server.recent_log():
+        # A busy server takes the graph first and frees after it; then it has before the next one.
+        result = frozen(server, **settings)
     assert "Requested to load Flux" in server.recent_log()
     return result
 

@@ -3,5 +3,6 @@
 from .checkpoint import load_generator, save_generator
 from .config import GeneratorConfig
 from .model import ParameterGenerator
+from .release import save_release
 
-__all__ = ["GeneratorConfig", "ParameterGenerator", "load_generator", "save_generator"]
+__all__ = ["GeneratorConfig", "ParameterGenerator", "load_generator", "save_generator", "save_release"]

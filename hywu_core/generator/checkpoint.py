@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from torch import Tensor
 
 from ..errors import HywuError
 from ..lora import LoraSpec
 from ..storage import open_safetensors, write_safetensors
 from ..tokens import TokenLayout
+from .checks import require_finite, require_same_tensors
 from .config import GeneratorConfig
 from .model import ParameterGenerator
+from .release import load_release
 
 FORMAT_VERSION = 1
 _VERSION_KEY = "hywu.generator_version"
@@ -60,7 +60,7 @@ def save_generator(
         raise HywuError(f"Cannot write {path}: its description is not plain data, {error}.") from error
     tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in generator.state_dict().items()}
     for name, tensor in tensors.items():
-        _require_finite(tensor, name, f"Did not write {path}: as {tensor.dtype},")
+        require_finite(tensor, name, f"Did not write {path}: as {tensor.dtype},")
     write_safetensors(path, tensors, {"format": "pt", _VERSION_KEY: str(FORMAT_VERSION)} | metadata)
     return Path(path)
 
@@ -70,27 +70,30 @@ def load_generator(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> ParameterGenerator:
-    """Read a generator as `save_generator` wrote it.
+    """Read a generator: a file as `save_generator` wrote it, or a folder of the release (see `release.py`).
 
     device: where the weights go, by default the CPU.  dtype: what they compute in, by default float32 however
-        they are stored. Every tensor goes from the file straight to its place, so there is never a second
-        copy of the weights.
+        a file stores them, and as they are stored in a release. Every tensor goes from the file straight to
+        its place, so there is never a second copy of the weights.
 
     Raises HywuError, before memory is spent where it can, if the file is missing, truncated, foreign or of a
     newer format, if its tensors are not those its config describes, and if one is not finite.
     """
     path = Path(path)
+    if path.is_dir():
+        return load_release(path, device, dtype)
     with open_safetensors(path) as file:
         fields = _read_fields(path, file.metadata() or {})
         with torch.device("meta"):
             generator = _build(path, fields)
-        _require_same_tensors(path, file, generator.state_dict())
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        require_same_tensors(path, found, {name: t.shape for name, t in generator.state_dict().items()})
         weights = {}
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             # A copy even where nothing changes: the file's own memory map would change or break with the
             # file.
             weights[name] = file.get_tensor(name).to(device or "cpu", dtype or torch.float32, copy=True)
-            _require_finite(weights[name], name, f"{path} is damaged:")
+            require_finite(weights[name], name, f"{path} is damaged:")
     generator.load_state_dict(weights, assign=True)
     generator.encoder_info = fields["encoder"]
     generator.backbone_info = fields["backbone"]
@@ -129,31 +132,3 @@ def _build(path: Path, fields: Mapping[str, dict[str, Any]]) -> ParameterGenerat
         return ParameterGenerator(config, LoraSpec.from_dict(fields["spec"]), layout)
     except (HywuError, TypeError) as error:
         raise HywuError(f"{path} describes a generator that cannot be built: {error}") from error
-
-
-def _require_same_tensors(path: Path, file: safetensors.safe_open, expected: Mapping[str, Tensor]) -> None:
-    names = set(file.keys())
-    if missing := expected.keys() - names:
-        raise HywuError(f"{path} lacks {_some(missing)} of the {len(expected)} tensors its config describes.")
-    if unexpected := names - expected.keys():
-        raise HywuError(
-            f"{path} has {_some(unexpected)} beside the {len(expected)} tensors its config describes."
-        )
-    for name, tensor in expected.items():
-        stored = file.get_slice(name)
-        if tuple(stored.get_shape()) != tuple(tensor.shape):
-            raise HywuError(
-                f"{path} contradicts its config: {name} has the shape {tuple(stored.get_shape())} "
-                f"instead of {tuple(tensor.shape)}."
-            )
-
-
-def _require_finite(tensor: Tensor, name: str, what: str) -> None:
-    if not bool(torch.isfinite(tensor).all()):
-        n_bad = int((~torch.isfinite(tensor)).sum())
-        raise HywuError(f"{what} {n_bad} of the {tensor.numel()} values of {name} are not finite.")
-
-
-def _some(names: Iterable[str]) -> str:
-    first, *rest = sorted(names)
-    return f"{first} and {len(rest)} more" if rest else first

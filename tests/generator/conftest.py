@@ -1,11 +1,15 @@
 """A generator small enough for every test, with all that can differ: bands, dims, an expert axis."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from hywu_core.conditions import Condition
 from hywu_core.generator import GeneratorConfig, ParameterGenerator
 from hywu_core.lora import Band, LoraSpec, ModuleShape
+
+from .releases import Golden
 
 DIM = 12
 
@@ -41,3 +45,8 @@ def condition() -> Condition:
     generator = torch.Generator().manual_seed(1)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 1, 0, 1]], dtype=torch.bool)
     return Condition(torch.randn(3, 5, DIM, generator=generator), mask)
+
+
+@pytest.fixture
+def release(tmp_path) -> Path:
+    return Golden("experts").write(tmp_path / "release", n_shards=2)

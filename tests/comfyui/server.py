@@ -180,12 +180,12 @@ class ComfyServer:
         """What was printed since `mark_log`."""
         return self.log()[self._log_mark :]
 
-    def wait_for_log(self, text: str, seconds: float = 60) -> None:
-        """Until the server has printed this since `mark_log`."""
+    def wait_for_log(self, pattern: str, seconds: float = 60) -> None:
+        """Until what the server has printed since `mark_log` matches a regular expression."""
         deadline = time.monotonic() + seconds
-        while text not in self.recent_log():
+        while not re.search(pattern, self.recent_log()):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"ComfyUI did not print {text!r} in {seconds} s")
+                raise TimeoutError(f"ComfyUI did not print {pattern!r} in {seconds} s")
             time.sleep(0.05)
 
     def get(self, path: str) -> Any:

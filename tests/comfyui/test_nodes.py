@@ -135,7 +135,7 @@ def test_nothing_is_left_after_a_cancel_in_mid_sampling(server):
     adapter, _ = graph.adapter()
     graph.sample(graph.add("HYWU_ApplyLoRA", model=graph.model, adapter=adapter, strength=1.0))
     queued = server.queue(graph.nodes)
-    server.wait_for_log("5/1000")
+    server.wait_for_log(r"\b[1-9]\d*/1000")  # any step: a fast sampler does not print every one
     server.post("/interrupt", {})
     with pytest.raises(Refused, match="interrupted"):
         server.wait(queued)

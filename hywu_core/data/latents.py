@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..embedded.autoencoder import TinyAutoencoder
-from .photo_ops import OPS, make_pair
+from .photo_ops import OPS, altered
 from .photos import random_crops
 
 _CHUNK = 64
@@ -29,11 +29,6 @@ class EditBatch:
     source: Tensor  # (B, Z, h, w)
     target: Tensor  # (B, Z, h, w)
     operation: Tensor  # (B,) index into LatentPool.operations
-
-
-@dataclass(frozen=True)
-class _Bucket:
-    latents: Tensor  # (K, N, Z, h, w)
 
 
 class LatentPool:
@@ -56,7 +51,7 @@ class LatentPool:
         for index, operation in enumerate(operations):
             changed = self._target if OPS[operation].kind == "forward" else self._source
             changed[index] = index + 1
-        self.buckets = []
+        self._latents: list[Tensor] = []  # for each size (K, N, Z, h, w)
         for size in sizes:
             chunks = []
             for start in range(0, crops, _CHUNK):
@@ -68,15 +63,13 @@ class LatentPool:
                 )
                 if on_chunk is not None:
                     on_chunk(len(photo))
-            self.buckets.append(_Bucket(torch.cat(chunks, dim=1)))
+            self._latents.append(torch.cat(chunks, dim=1))
 
     def _images(self, photo: Tensor, generator: torch.Generator):
         """The photographs (B, 3, H, W) and, for each operation, what is not the photograph in its pair."""
         yield photo
         for operation in self.operations:
-            op = OPS[operation]
-            source, target = make_pair(op, photo, generator)
-            yield target if op.kind == "forward" else source
+            yield altered(OPS[operation], photo, generator)
 
     @staticmethod
     @torch.no_grad()
@@ -89,8 +82,8 @@ class LatentPool:
     def sample(self, batch_size: int, generator: torch.Generator, weights: Tensor | None = None) -> EditBatch:
         """A batch of one image size; `weights` (operations,) makes some operations likelier."""
         device = generator.device
-        which = int(torch.randint(len(self.buckets), (1,), generator=generator, device=device))
-        latents = self.buckets[which].latents
+        which = int(torch.randint(len(self._latents), (1,), generator=generator, device=device))
+        latents = self._latents[which]
         if weights is None:
             weights = torch.ones(len(self.operations), device=device)
         operation = torch.multinomial(weights, batch_size, replacement=True, generator=generator)

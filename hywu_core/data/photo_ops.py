@@ -116,6 +116,12 @@ def make_pair(op: PhotoOp, photo: Tensor, generator: torch.Generator | None = No
     return photo, op.apply(photo)
 
 
+def altered(op: PhotoOp, photo: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The image (B, 3, H, W) of an operation's pair that is not the photograph itself."""
+    source, target = make_pair(op, photo, generator)
+    return target if op.kind == "forward" else source
+
+
 def exact(op: PhotoOp, source: Tensor, clean: Tensor | None = None) -> Tensor | None:
     """The exact result for a source; None where only the clean photograph, not given, would tell.
 

@@ -25,22 +25,23 @@ class PromptPool:
         generator: torch.Generator,
     ) -> None:
         """Encode every training phrase as it is and in `variants` varied forms, on the generator's device."""
-        self._starts, self._counts = [], []
+        starts: list[int] = []
+        counts: list[int] = []
         texts: list[str] = []
         seed = torch.Generator().manual_seed(generator.initial_seed())
         for operation in operations:
             plain = [phrase.text for phrase in phrases("train", [operation])]
             varied = [vary(text, seed) for text in plain for _ in range(variants)]
-            self._starts.append(len(texts))
-            self._counts.append(len(plain) + len(varied))
+            starts.append(len(texts))
+            counts.append(len(plain) + len(varied))
             texts += plain + varied
         device = generator.device
         features = [encoder.encode(texts[i : i + _CHUNK], batched=True) for i in range(0, len(texts), _CHUNK)]
         self._tokens = torch.cat([f.tokens for f in features]).to(device, torch.float16)
         self._mask = torch.cat([f.mask for f in features]).to(device)
         self._pooled = torch.cat([f.pooled for f in features]).to(device)
-        self._start = torch.tensor(self._starts, device=device)
-        self._count = torch.tensor(self._counts, device=device)
+        self._start = torch.tensor(starts, device=device)
+        self._count = torch.tensor(counts, device=device)
 
     def sample(self, operation: Tensor, generator: torch.Generator) -> TextFeatures:
         """A random wording for each operation index (B,)."""

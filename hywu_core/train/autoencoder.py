@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.metrics import psnr
-from ..data.photo_ops import OPS, make_pair
+from ..data.photo_ops import OPS, altered
 from ..data.photos import load_tensors, random_crops
 from ..embedded.autoencoder import TinyAutoencoder
 from ..embedded.sizing import fit_image
@@ -47,13 +48,8 @@ class AutoencoderTask(Task):
         images = random_crops(self.photos, size, (CROP, CROP), generator)
         edited = int(size * EDITED_SHARE)
         for part in torch.arange(edited).chunk(OPERATIONS_PER_BATCH):
-            op = OPS[
-                self.operations[
-                    int(torch.randint(len(self.operations), (), generator=generator, device=self.device))
-                ]
-            ]
-            source, target = make_pair(op, images[part], generator)
-            images[part] = target if op.kind == "forward" else source
+            pick = torch.randint(len(self.operations), (), generator=generator, device=self.device)
+            images[part] = altered(OPS[self.operations[int(pick)]], images[part], generator)
         return images.contiguous(memory_format=torch.channels_last)
 
     def loss(self, batch: Tensor, generator: torch.Generator) -> Tensor:
@@ -79,5 +75,5 @@ class AutoencoderTask(Task):
         save_sheet(rows, ("photograph", "decoded"), out / "before_after.png")
         return (
             f"On {len(scores)} held-out photographs the autoencoder restores "
-            f"{sum(scores) / len(scores):.2f} dB (from {min(scores):.2f} to {max(scores):.2f})."
+            f"{fmean(scores):.2f} dB (from {min(scores):.2f} to {max(scores):.2f})."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..pipeline import HywuPipeline
 from ..storage import write_safetensors
 from .loop import Task
 from .objective import flow_matching_loss
-from .world import EmbeddedWorld, WorldConfig, held_out_cases, judge, mean
+from .world import EmbeddedWorld, WorldConfig, held_out_cases, judge
 
 BASE_OPERATIONS = tuple(name for name, op in OPS.items() if op.split == "base")
 
@@ -72,6 +73,6 @@ class BackboneTask(Task):
         save_sheet(rows, ("photograph", "edited", "exact result"), out / "before_after.png")
         return (
             f"On {len(judged)} held-out edits of {len(BASE_OPERATIONS)} operations the backbone reaches "
-            f"{mean([j.score for j in judged]):.2f} dB to the exact result; "
-            f"the untouched photographs are at {mean([j.untouched for j in judged]):.2f} dB."
+            f"{fmean([j.score for j in judged]):.2f} dB to the exact result; "
+            f"the untouched photographs are at {fmean([j.untouched for j in judged]):.2f} dB."
         )

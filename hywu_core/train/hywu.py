@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ from ..pipeline import HywuPipeline
 from .loop import Task
 from .objective import flow_matching_loss
 from .warm_start import warm_start
-from .world import EmbeddedWorld, Judged, WorldConfig, held_out_cases, judge, mean
+from .world import EmbeddedWorld, Judged, WorldConfig, held_out_cases, judge
 
 
 @dataclass(frozen=True)
@@ -181,12 +182,12 @@ def _sheet(edited: Sequence[Judged], frozen: Sequence[Judged], path: Path) -> No
 
 
 def _sentence(edited: Sequence[Judged], frozen: Sequence[Judged]) -> str:
-    reached, base = mean([j.score for j in edited]), mean([j.score for j in frozen])
+    reached, base = fmean([j.score for j in edited]), fmean([j.score for j in frozen])
     photographs = len({j.case.photo for j in edited})
     operations = len({j.case.operation for j in edited})
     return (
         f"On {photographs} held-out photographs and {operations} operations, HY-WU reaches {reached:.2f} dB "
         f"of PSNR to the exact result on average; the frozen base alone reaches {base:.2f} dB and the "
-        f"untouched photographs {mean([j.untouched for j in edited]):.2f} dB: {reached - base:+.2f} dB over "
+        f"untouched photographs {fmean([j.untouched for j in edited]):.2f} dB: {reached - base:+.2f} dB over "
         "the frozen base."
     )

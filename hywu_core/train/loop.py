@@ -69,12 +69,10 @@ def train(
         fused=device.type == "cuda",
     )
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
-    # cuDNN's attention reads out of bounds in backward (torch 2.11, H100, bf16, 544 tokens);
-    # the others do not.
+    # cuDNN's attention reads out of bounds in backward (torch 2.11, H100, bf16, 544 tokens); others do not.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.backends.cudnn.benchmark = (
-        device.type == "cuda"
-    )  # shapes repeat, so searching for the best kernel pays
+    # Shapes repeat, so searching for the best kernel pays.
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     generator = torch.Generator(device).manual_seed(config.seed)
     state = TrainState(task.module, optimizer, generator, [])
     if resume:

@@ -22,7 +22,7 @@ from ..embedded.autoencoder import TinyAutoencoder
 from ..embedded.sizing import MULTIPLE, WORKING_AREA, fit_image
 from ..embedded.text import EmbeddedTextEncoder
 from ..errors import HywuError
-from ..pipeline import HywuPipeline
+from ..pipeline import DEFAULT_STEPS, HywuPipeline
 
 FULL_SIZES = ((256, 256), (256, 256), (224, 288), (288, 224), (192, 336), (336, 192), (208, 304), (304, 208))
 
@@ -52,7 +52,6 @@ class EmbeddedWorld:
     def __init__(
         self, operations: Sequence[str], config: WorldConfig, device: torch.device, seed: int
     ) -> None:
-        self.operations = tuple(operations)
         self.autoencoder = TinyAutoencoder.load(device=device)
         self.text_encoder = EmbeddedTextEncoder.load().to(device)
         generator = torch.Generator(device).manual_seed(seed)
@@ -124,7 +123,7 @@ def judge(
     cases: Sequence[EditCase],
     *,
     frozen_base: bool = False,
-    steps: int = 8,
+    steps: int = DEFAULT_STEPS,
     batch: int = 8,
 ) -> list[Judged]:
     """Edit every case (in batches of one photograph, hence one size) and compare with the exact results."""
@@ -140,8 +139,3 @@ def judge(
         scores = zip(psnr(image, target).tolist(), psnr(source, target).tolist(), strict=True)
         judged += [Judged(c, r, s, u) for c, r, (s, u) in zip(chunk, image, scores, strict=True)]
     return judged
-
-
-def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
-    return sum(values) / len(values)

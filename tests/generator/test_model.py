@@ -10,6 +10,8 @@ from hywu_core.generator.initialise import token_gain
 from hywu_core.lora import Adapter, Band, LoraSpec, ModuleShape
 from hywu_core.tokens import TokenLayout, n_tokens
 
+from ..released import RELEASED_BAND
+
 
 def assert_same(adapter: Adapter, other: Adapter, **tolerance) -> None:
     assert list(adapter) == list(other)
@@ -219,16 +221,7 @@ def test_learning_to_tell_conditions_apart(config, spec):
 
 def test_the_released_generator_fits_the_same_class():
     """Published sizes: 719 + 660 tokens per layer, about 8.1B weights, 0.72B generated parameters."""
-    modules = (
-        ModuleShape("self_attn.qkv_proj", 4096, 6144),
-        ModuleShape("self_attn.o_proj", 4096, 4096),
-        ModuleShape("mlp.shared_mlp.gate_and_up_proj", 4096, 6144),
-        ModuleShape("mlp.shared_mlp.down_proj", 3072, 4096),
-        ModuleShape("mlp.experts.w1", 4096, 3072, experts=64),
-        ModuleShape("mlp.experts.w2", 3072, 4096, experts=64),
-        ModuleShape("mlp.experts.w3", 4096, 3072, experts=64),
-    )
-    spec = LoraSpec((Band("model.layers", 32, modules),), rank=16, alpha=64)
+    spec = LoraSpec((RELEASED_BAND,), rank=16, alpha=64)
     layout = TokenLayout("flat", 1024)
     assert n_tokens(spec.bands[0], layout, spec.rank) == (719, 660)
     config = GeneratorConfig(4096, d_model=4096, n_layers=24, n_heads=32, accumulation=4, output_gain="none")

@@ -4,6 +4,8 @@ from hywu_core.errors import HywuError
 from hywu_core.lora import Band, LoraSpec, ModuleShape
 from hywu_core.tokens import TokenLayout, n_tokens
 
+from ..released import RELEASED_BAND
+
 
 def spec_of(*dims, rank=4):
     modules = tuple(ModuleShape(f"m{i}", d_in, d_out) for i, (d_in, d_out) in enumerate(dims))
@@ -25,17 +27,7 @@ def test_the_default_segment_is_the_largest_common_divisor_up_to_1024(dims, segm
 
 
 def test_the_release_has_719_plus_660_tokens_in_a_layer():
-    layer = (
-        ModuleShape("self_attn.qkv_proj", 4096, 6144),
-        ModuleShape("self_attn.o_proj", 4096, 4096),
-        ModuleShape("mlp.shared_mlp.gate_and_up_proj", 4096, 6144),
-        ModuleShape("mlp.shared_mlp.down_proj", 3072, 4096),
-        ModuleShape("mlp.experts.w1", 4096, 3072, experts=64),
-        ModuleShape("mlp.experts.w2", 3072, 4096, experts=64),
-        ModuleShape("mlp.experts.w3", 4096, 3072, experts=64),
-    )
-    band = Band("model.layers", 32, layer)
-    assert n_tokens(band, TokenLayout("flat", 1024), rank=16) == (719, 660)
+    assert n_tokens(RELEASED_BAND, TokenLayout("flat", 1024), rank=16) == (719, 660)
 
 
 def test_segments_that_do_not_divide_are_rounded_up_per_matrix():

@@ -28,6 +28,7 @@ from PIL import Image
 PACK = Path(__file__).resolve().parents[2]
 PACK_NAME = "ComfyUI-HYWU"
 PACK_PARTS = ("__init__.py", "nodes", "hywu_core", "web", "workflows", "locales", "pyproject.toml")
+DEFAULT_TREES = ("ComfyUI", "ComfyUI-0.8", "ComfyUI-0.3.64")  # in ~/comfy, the newest first
 START_SECONDS = 300
 RUN_SECONDS = 300
 
@@ -55,9 +56,7 @@ def find_installs() -> tuple[list[Install], str]:
     named = os.environ.get("COMFYUI_PATH")
     home = Path.home() / "comfy"
     roots = (
-        [Path(p) for p in named.split(os.pathsep) if p]
-        if named
-        else [home / "ComfyUI", home / "ComfyUI-0.3.64"]
+        [Path(p) for p in named.split(os.pathsep) if p] if named else [home / name for name in DEFAULT_TREES]
     )
     installs = [Install(root.resolve(), _interpreter(root)) for root in roots if (root / "main.py").is_file()]
     missing = [str(root / "main.py") for root in roots if not (root / "main.py").is_file()]

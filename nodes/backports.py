@@ -14,8 +14,9 @@ _HEAD_DIM = 128  # of every FLUX.1: its RoPE axes (16, 56, 56) together
 def teach_flux_widths() -> None:
     """Let "Load Diffusion Model" read a FLUX's widths from its tensors, as newer versions do.
 
-    Earlier versions take 3072 and 4096 for granted and cannot open the embedded backbone. Nothing changes
-    where the detected widths are the tensors' own, which is to say for every FLUX those versions can open.
+    Earlier versions take 3072 and 4096 for granted (0.3.64), or read them and go on believing in 24 heads
+    (0.8), and cannot open the embedded backbone. Nothing changes where what they detect is the tensors' own,
+    which is to say for every FLUX those versions can open.
     """
     detect = comfy.model_detection.detect_unet_config
 
@@ -26,12 +27,11 @@ def teach_flux_widths() -> None:
         text_in = state_dict.get(f"{key_prefix}txt_in.weight")
         if config is not None and config.get("image_model") == "flux" and text_in is not None:
             hidden_size, context_in_dim = text_in.shape
-            if hidden_size != config["hidden_size"]:
-                config |= {
-                    "hidden_size": hidden_size,
-                    "context_in_dim": context_in_dim,
-                    "num_heads": hidden_size // _HEAD_DIM,
-                }
+            config |= {
+                "hidden_size": hidden_size,
+                "context_in_dim": context_in_dim,
+                "num_heads": hidden_size // _HEAD_DIM,
+            }
         return config
 
     comfy.model_detection.detect_unet_config = detect_with_widths

@@ -25,7 +25,7 @@ def teach_flux_widths() -> None:
     ) -> Any:
         config = detect(state_dict, key_prefix, *args, **kwargs)
         text_in = state_dict.get(f"{key_prefix}txt_in.weight")
-        if config is not None and config.get("image_model") == "flux" and text_in is not None:
+        if config is not None and config.get("image_model") == "flux" and getattr(text_in, "ndim", 0) == 2:
             hidden_size, context_in_dim = text_in.shape
             config |= {
                 "hidden_size": hidden_size,

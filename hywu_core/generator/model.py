@@ -13,6 +13,7 @@ P = T * r / a positions per layer, D model width, R = D / a row width, C segment
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -87,8 +88,11 @@ class ParameterGenerator(nn.Module):
         """Number of weights of the generator itself; `spec.n_parameters` is what it generates."""
         return sum(p.numel() for p in self.parameters())
 
-    def forward(self, condition: Condition) -> Adapter:
+    def forward(self, condition: Condition, on_block: Callable[[int, int], None] | None = None) -> Adapter:
         """One adapter for each of the B conditions, differentiable in the weights and in the condition.
+
+        on_block: called with (blocks done, blocks in all) after every block of every band; an exception in it
+            ends the forward pass and passes through.
 
         Raises HywuError when the condition's channels are not those this generator was made for.
         """
@@ -102,19 +106,28 @@ class ParameterGenerator(nn.Module):
         # The second cast undoes autocast: a norm is fast, and exact, only in the dtype of its weight.
         context = self.condition_in(condition.tokens.to(self.dtype)).to(self.dtype)
         context = self.condition_norm(context)
+        done = count(1)
+
+        def block_done() -> None:
+            if on_block is not None:
+                on_block(next(done), len(self.bands) * len(self.blocks))
+
         tokens = {
-            band.name: self._generate(parameters, context, condition.mask)
+            band.name: self._generate(parameters, context, condition.mask, block_done)
             for band, parameters in zip(self.spec.bands, self.bands, strict=True)
         }
         return decode(tokens, self.spec, self.layout)
 
-    def _generate(self, band: BandParameters, context: Tensor, mask: Tensor | None) -> Tensor:
+    def _generate(
+        self, band: BandParameters, context: Tensor, mask: Tensor | None, block_done: Callable[[], None]
+    ) -> Tensor:
         """context (B, S, D), mask (B, S) or None, to the band's tokens (B, L, T, r, C)."""
         grid = (band.n_layers, sum(band.n_tokens), band.n_ranks)
         rotations = self._rotary_tables.band(grid, context.shape[1], context.device)
         x = self.prior_norm(band.prior())  # stays a batch of one until the first block looks at the condition
         for block in self.blocks:
             x = self._run(block, x, context, mask, rotations)
+            block_done()
         A, B = band.rows(self.final_norm(x))
         return band.tokens(self.proj_out_A(A), self.proj_out_B(B))
 

@@ -94,6 +94,25 @@ def test_a_batch_is_its_conditions_one_by_one(trained, condition):
     assert difference(together.select(0), together.select(1)) > 0.01
 
 
+def test_progress_is_told_after_every_block_of_every_band(trained, condition):
+    seen = []
+    trained(condition, on_block=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_an_exception_in_the_progress_callback_cancels(trained, condition):
+    def cancel(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    started = []
+    trained.blocks[0].register_forward_pre_hook(lambda *_: started.append(1))
+    with pytest.raises(KeyboardInterrupt):
+        trained(condition, on_block=cancel)
+    assert len(started) == 1  # the second band never began
+    trained(condition)
+
+
 def test_order_in_the_batch_does_not_matter(trained, condition):
     with torch.no_grad():
         assert_same(trained(condition[[2, 0, 1]]), trained(condition).select([2, 0, 1]), atol=1e-5, rtol=1e-5)

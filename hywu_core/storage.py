@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,19 @@ from torch import Tensor
 from .errors import HywuError
 
 
+class AlreadyThereError(HywuError):
+    """A file that was to be new has appeared in the meantime, made by another process perhaps."""
+
+
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], new: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, it is synced and becomes `path`.
 
+    new: never replace a file; of several processes that write the same name at once, one succeeds.
+
     Whatever goes wrong, `path` keeps its old content or stays absent, and the temporary file is removed.
-    Raises `HywuError` for a missing folder, and in place of an `OSError` (no space, no permission).
+    Raises `HywuError` for a missing folder, and in place of an `OSError` (no space, no permission);
+    `AlreadyThereError` where a new file is asked for and there is one.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -32,18 +40,64 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if new:
+            _publish(temporary, path)
+        else:
+            os.replace(temporary, path)
+    except FileExistsError as error:
+        raise AlreadyThereError(f"There is a file {path} already; it is not overwritten.") from error
     except (OSError, safetensors.SafetensorError) as error:
         raise HywuError(f"Could not write {path}: {error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, or raise FileExistsError if the name is taken."""
+    if os.name == "nt":
+        os.rename(temporary, path)  # which on Windows never replaces
+        return
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: claim the name with an empty file, then fill it
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(temporary, path)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; when the block ends well, it becomes `path`, which must be new.
+
+    Raises as `atomic_path(path, new=True)` does; of a folder that went wrong nothing is left.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise HywuError(f"Cannot make {path}: the folder {path.parent} does not exist.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            raise FileExistsError(path)
+        os.rename(temporary, path)  # refuses a folder that has anything in it, on every system
+    except OSError as error:
+        if path.exists():
+            raise AlreadyThereError(f"There is {path} already; it is not overwritten.") from error
+        raise HywuError(f"Could not make the folder {path}: {error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_safetensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    new: bool = False,
 ) -> None:
-    """Write tensors and string metadata atomically. Raises `HywuError` as `atomic_path` does."""
-    with atomic_path(path) as temporary:
+    """Write tensors and string metadata atomically. Raises as `atomic_path` does."""
+    with atomic_path(path, new) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(dict(tensors), temporary, metadata=dict(metadata))

@@ -4,14 +4,25 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .apply import ApplyLoRA
 from .backports import teach_flux_widths
+from .combine import CombineAdapters
 from .condition import EncodeCondition
 from .embedded import EmbeddedEncode
 from .folders import register_model_folders
 from .generate import GenerateLoRA
+from .load_adapter import LoadAdapter
 from .loader import LoadGenerator
 from .save import SaveAdapter
 
-NODES = [LoadGenerator, EncodeCondition, GenerateLoRA, ApplyLoRA, SaveAdapter, EmbeddedEncode]
+NODES = [
+    LoadGenerator,
+    EncodeCondition,
+    GenerateLoRA,
+    ApplyLoRA,
+    SaveAdapter,
+    LoadAdapter,
+    CombineAdapters,
+    EmbeddedEncode,
+]
 
 
 class HywuExtension(ComfyExtension):

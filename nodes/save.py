@@ -1,15 +1,17 @@
-"""Save Adapter: a generated LoRA as a file that stock loaders read."""
+"""Save Adapter: generated LoRAs as files that stock loaders read."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import folder_paths
 import torch
-from comfy_api.v0_0_2 import io, ui
+from comfy_api.v0_0_2 import io
 
-from ..hywu_core.lora import Adapter, save_adapter
-from ..hywu_core.storage import path_inside
+from ..hywu_core.lora import Adapter, save_adapter, save_peft
+from ..hywu_core.lora.architectures import describe_backbone
+from ..hywu_core.lora.numbered import save_numbered
 from .sockets import CATEGORY, AdapterSocket
 
 _DTYPES = {
@@ -18,30 +20,52 @@ _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+_WRITERS = {"LoRA file": (save_adapter, ".safetensors"), "PEFT folder": (save_peft, "")}
+_ALL = -1
 
 
 class SaveAdapter(io.ComfyNode):
-    """A HYWU_ADAPTER to a `.safetensors` file in `models/loras`."""
+    """A HYWU_ADAPTER to numbered files in `models/loras` or the output folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs and outputs."""
+        """Inputs."""
         return io.Schema(
             node_id="HYWU_SaveAdapter",
             display_name="Save Adapter",
             category=CATEGORY,
-            description="Saves a generated LoRA to models/loras, where stock loaders find it. "
-            "Files are numbered and never overwritten.",
+            description="Saves a generated LoRA where stock loaders find it. Files are numbered and never "
+            "overwritten.",
             is_output_node=True,
             inputs=[
-                AdapterSocket.Input("adapter"),
+                AdapterSocket.Input("adapter", tooltip="The LoRA to save, or a batch of them."),
                 io.String.Input(
                     "filename_prefix",
                     default="hywu/lora",
-                    tooltip="Name in models/loras, with subfolders if you like; a number is added.",
+                    tooltip="Name in the destination folder, with subfolders and %year%, %month%, %day%, "
+                    "%hour%, %minute%, %second% if you like; a number is added.",
+                ),
+                io.Combo.Input(
+                    "destination",
+                    options=["loras", "output"],
+                    default="loras",
+                    tooltip="loras: models/loras, where Load LoRA and Load Adapter find it. output: the "
+                    "output folder.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=list(_WRITERS),
+                    default="LoRA file",
+                    tooltip="LoRA file: one .safetensors for ComfyUI and diffusers. PEFT folder: "
+                    "adapter_config.json and adapter_model.safetensors, for PEFT.",
                 ),
                 io.Float.Input(
-                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Baked into the file."
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Baked into the file: loaded with strength 1, it acts like this one here.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -49,28 +73,53 @@ class SaveAdapter(io.ComfyNode):
                     default="as generated",
                     tooltip="Number format of the file; float16 and bfloat16 halve a float32.",
                 ),
-                io.Int.Input("index", default=0, min=0, max=4095, tooltip="Which LoRA of a batch."),
+                io.Int.Input(
+                    "index",
+                    default=0,
+                    min=_ALL,
+                    max=4095,
+                    tooltip="Which LoRA of the batch, counted from 0; -1 saves every one, in a file each.",
+                ),
+                io.Boolean.Input(
+                    "include_prompt",
+                    default=False,
+                    tooltip="Write the instruction into the file's header, readable by everyone who gets the "
+                    "file.",
+                ),
             ],
             outputs=[],
         )
 
     @classmethod
     def execute(
-        cls, adapter: Adapter, filename_prefix: str, strength: float, dtype: str, index: int
+        cls,
+        adapter: Adapter,
+        filename_prefix: str,
+        destination: str,
+        format: str,
+        strength: float,
+        dtype: str,
+        index: int,
+        include_prompt: bool,
     ) -> io.NodeOutput:
-        """Write the file; the node shows its name."""
-        loras = Path(folder_paths.get_folder_paths("loras")[0])
-        path = save_adapter(adapter, free_path(loras, filename_prefix), index, strength, _DTYPES[dtype])
-        return io.NodeOutput(ui=ui.PreviewText(path.relative_to(loras).as_posix()))
-
-
-def free_path(folder: Path, prefix: str) -> Path:
-    """`folder/prefix_00001_.safetensors`, or the next number that is free; its folder is made if need be.
-
-    Raises HywuError for a prefix that is empty or leads out of the folder.
-    """
-    path_inside(folder, prefix)
-    parent, name, number, _subfolder, _prefix = folder_paths.get_save_image_path(prefix, str(folder))
-    while (path := Path(parent) / f"{name}_{number:05}_.safetensors").exists():
-        number += 1
-    return path
+        """Write the files; the node shows their names."""
+        loras = destination == "loras"
+        folder = Path(
+            folder_paths.get_folder_paths("loras")[0] if loras else folder_paths.get_output_directory()
+        )
+        save, suffix = _WRITERS[format]
+        settings = {
+            "strength": strength,
+            "dtype": _DTYPES[dtype],
+            "include_prompt": include_prompt,
+            "new": True,
+        }
+        names = []
+        for number in range(adapter.batch) if index == _ALL else [index]:
+            write = partial(save, adapter, index=number, **settings)
+            path = save_numbered(folder, filename_prefix, suffix, write)
+            names.append(path.relative_to(folder.resolve()).as_posix())
+        where = "models/loras" if loras else "the output folder"
+        report = [f"Saved {name} to {where}" for name in names]
+        report.append(f"{len(adapter)} targets of rank {adapter.rank}, for {describe_backbone(adapter)}")
+        return io.NodeOutput(ui={"text": names, "hywu_report": report})

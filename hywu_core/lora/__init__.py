@@ -1,7 +1,8 @@
 """Low-rank updates as data: what they adapt, their tensors, their files and their algebra."""
 
 from .adapter import Adapter
-from .files import load_adapter, save_adapter, save_peft
+from .files import load_adapter, save_adapter
+from .peft import save_peft
 from .spec import Band, LoraSpec, ModuleShape, Target
 
 __all__ = [

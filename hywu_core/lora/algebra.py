@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import HywuError
-from .adapter import Adapter, Pair, require_same_targets
+from .adapter import Adapter, Pair
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,23 +95,27 @@ def clip_norm(
 
 
 def combine(adapters: Sequence[Adapter], weights: Sequence[float], rank: int | None = None) -> Adapter:
-    """The weighted sum of updates of equal batch: exact with the sum of their ranks, or the best of `rank`.
+    """The weighted sum of updates: exact, with the sum of their ranks, or the best of at most `rank`.
 
-    The result has the scale 1. Raises `HywuError` if targets, shapes or batches differ.
+    A batch of 1 goes with every adapter of a larger batch. A target that an adapter lacks counts as one it
+    leaves alone. The result has the scale 1 and keeps the provenance all agree on. Raises `HywuError` if
+    shapes of a target or batches differ.
     """
     if not adapters or len(adapters) != len(weights):
         raise HywuError(f"{len(adapters)} adapters and {len(weights)} weights do not make a weighted sum.")
-    first = adapters[0]
-    for other in adapters[1:]:
-        require_same_targets(first, other, same_rank=False)
-        if other.batch != first.batch:
-            raise HywuError(f"Adapters of batch {first.batch} and {other.batch} cannot be added.")
-    pairs = {}
-    for name in first:
-        A = torch.cat([adapter[name][0] for adapter in adapters], dim=-2)
-        B = torch.cat([a[name][1] * (w * a.scale) for a, w in zip(adapters, weights, strict=True)], dim=-1)
-        pairs[name] = (A, B) if rank is None else _truncate(A, B, rank)
-    return Adapter(pairs)
+    batch = _common_batch(adapters)
+    dtype = _common_dtype(adapters)
+    device = adapters[0].device
+    pairs: dict[str, Pair] = {}
+    for name, summands in _by_target(adapters).items():
+        A, B = [], []
+        for i in summands:
+            factor = weights[i] * adapters[i].scale
+            one_A, one_B = (_spread(t.to(device, dtype), batch) for t in adapters[i][name])
+            A.append(one_A)
+            B.append(one_B * factor)
+        pairs[name] = _at_most(torch.cat(A, dim=-2), torch.cat(B, dim=-1), rank)
+    return Adapter(_of_one_rank(pairs), 1.0, agreed_provenance(adapters))
 
 
 def interpolate(first: Adapter, second: Adapter, t: float, rank: int | None = None) -> Adapter:
@@ -130,6 +135,87 @@ def average(adapter: Adapter, rank: int | None = None) -> Adapter:
         B_joined = B.movedim(0, -2).flatten(-2)[None] * (adapter.scale / adapter.batch)
         pairs[name] = (A_joined, B_joined) if rank is None else _truncate(A_joined, B_joined, rank)
     return Adapter(pairs, 1.0, adapter.provenance)
+
+
+def join(adapters: Sequence[Adapter]) -> Adapter:
+    """All adapters in one batch, in order, each unchanged: smaller ranks and missing targets become zeros.
+
+    Raises `HywuError` if a target has other shapes in another adapter.
+    """
+    dtype = _common_dtype(adapters)
+    device = adapters[0].device
+    rank = max(adapter.rank for adapter in adapters)
+    joined = []
+    for adapter in adapters:
+        pairs = {}
+        for name, owners in _by_target(adapters).items():
+            if name in adapter:
+                A, B = (t.to(device, dtype) for t in adapter[name])
+            else:
+                like_A, like_B = adapters[owners[0]][name]
+                A, B = (
+                    t.new_zeros((adapter.batch, *t.shape[1:]), device=device, dtype=dtype)
+                    for t in (like_A, like_B)
+                )
+            pairs[name] = pad_pair(A, B, max(rank, A.shape[-2]))
+        joined.append(Adapter(pairs, adapter.scale, adapter.provenance))
+    return Adapter.stack(joined)
+
+
+def agreed_provenance(adapters: Sequence[Adapter]) -> dict[str, str]:
+    """The provenance entries that all adapters have in common."""
+    first = adapters[0].provenance
+    return {k: v for k, v in first.items() if all(a.provenance.get(k) == v for a in adapters)}
+
+
+def _by_target(adapters: Sequence[Adapter]) -> dict[str, list[int]]:
+    """Every target of any adapter -> the adapters that have it; their shapes must be the same."""
+    owners: dict[str, list[int]] = {}
+    for i, adapter in enumerate(adapters):
+        for name, pair in adapter.items():
+            known = owners.setdefault(name, [])
+            if known and _dims(pair) != _dims(adapters[known[0]][name]):
+                shapes = f"{_dims(adapters[known[0]][name])} in one and {_dims(pair)} in the other"
+                raise HywuError(
+                    f"These adapters do not belong to the same model: target {name!r} has (d_in, d_out, "
+                    f"experts) {shapes}."
+                )
+            known.append(i)
+    return owners
+
+
+def _dims(pair: Pair) -> tuple[int, int, int | None]:
+    """(d_in, d_out, experts) of a target."""
+    A, B = pair
+    return A.shape[-1], B.shape[-2], A.shape[1] if A.dim() == 4 else None
+
+
+def _common_batch(adapters: Sequence[Adapter]) -> int:
+    batches = sorted({adapter.batch for adapter in adapters} - {1}) or [1]
+    if len(batches) > 1:
+        raise HywuError(
+            f"Batches of {batches[0]} and {batches[1]} LoRAs cannot be added: they must be equal, or one of "
+            "them a single LoRA."
+        )
+    return batches[0]
+
+
+def _common_dtype(adapters: Sequence[Adapter]) -> torch.dtype:
+    return reduce(torch.promote_types, (adapter.dtype for adapter in adapters))
+
+
+def _spread(tensor: Tensor, batch: int) -> Tensor:
+    return tensor.expand(batch, *tensor.shape[1:])
+
+
+def _of_one_rank(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+    """Targets that fewer adapters have are of smaller rank until zeros fill it."""
+    rank = max(A.shape[-2] for A, _ in pairs.values())
+    return {name: pad_pair(A, B, rank) for name, (A, B) in pairs.items()}
+
+
+def _at_most(A: Tensor, B: Tensor, rank: int | None) -> Pair:
+    return (A, B) if rank is None else _truncate(A, B, min(rank, A.shape[-2]))
 
 
 def truncate_rank(adapter: Adapter, rank: int) -> Adapter:

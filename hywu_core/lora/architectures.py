@@ -6,26 +6,43 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .adapter import Adapter
 
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
     """How one family of backbones and its LoRA files name things.
 
+    family: the word by which ids of its backbones are known.
     prefix: what stock loaders expect before a target name.
     modelspec, base_model_version: what the file's header calls the backbone.
+    variants: words in a backbone's id -> what the header calls it instead, the most specific first.
     blocks: target ModuleList -> (original ModuleList, {original module: target modules}), where "original" is
         the naming of the first release. An original module that is several targets is fused: their outputs
         follow each other in its rows.
     loose: modules outside the blocks, original name -> target name.
+    turned: targets whose output rows come in two halves that change places in the original module.
+    aliases: target ModuleList -> more names of modules that only some files use.
     """
 
     name: str
+    family: str
     prefix: str
     modelspec: str
     base_model_version: str
     blocks: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]]
     loose: Mapping[str, str] = field(default_factory=dict)
+    turned: frozenset[str] = frozenset()
+    aliases: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    variants: Mapping[str, str] = field(default_factory=dict)
+
+    def modelspec_of(self, base: str) -> str:
+        """What a file's header calls the backbone with this id, "" if it is unknown."""
+        words = base.lower().replace("_", "-")
+        return next((name for word, name in self.variants.items() if word in words), self.modelspec)
 
     def targets_of(self, name: str) -> tuple[str, ...] | None:
         """The targets that a module is, by its target name, its original one, or either with "_" for "."."""
@@ -48,6 +65,11 @@ class Architecture:
         original, parts = next((o, parts) for o, parts in modules.items() if module in parts)
         return f"{original_blocks}.{index}.{original}", tuple(f"{blocks}.{index}.{part}" for part in parts)
 
+    def turns(self, name: str) -> bool:
+        """Whether this is an original name whose output rows come in the other order than the target's."""
+        originals = (original for original, target in self.loose.items() if target in self.turned)
+        return any(name in (original, original.replace(".", "_")) for original in originals)
+
     def has(self, target: str) -> bool:
         """Whether this is the name of a target."""
         return self.targets_of(target) == (target,)
@@ -62,7 +84,7 @@ class Architecture:
         spellings = {}
         for blocks, (original_blocks, modules) in self.blocks.items():
             targets = {part: (part,) for parts in modules.values() for part in parts}
-            spellings[original_blocks] = (blocks, _with_flat(modules))
+            spellings[original_blocks] = (blocks, _with_flat({**modules, **self.aliases.get(blocks, {})}))
             spellings[blocks] = (blocks, _with_flat(targets))
         return spellings
 
@@ -81,6 +103,7 @@ def _same(*names: str) -> dict[str, tuple[str, ...]]:
 
 FLUX = Architecture(
     name="flux",
+    family="flux",
     prefix="transformer.",
     modelspec="Flux.1-dev/lora",
     base_model_version="flux1",
@@ -109,7 +132,6 @@ FLUX = Architecture(
             },
         ),
     },
-    # norm_out is left out: its two halves change places between the two namings.
     loose={
         "img_in": "x_embedder",
         "txt_in": "context_embedder",
@@ -119,15 +141,40 @@ FLUX = Architecture(
         "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
         "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
         "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+        "final_layer.adaLN_modulation.1": "norm_out.linear",
         "final_layer.linear": "proj_out",
     },
+    # The attention processors of XLabs' files, and ComfyUI's name for the first three slices of linear1.
+    aliases={
+        "transformer_blocks": {
+            "processor.qkv_lora1": ("attn.to_q", "attn.to_k", "attn.to_v"),
+            "processor.qkv_lora2": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+            "processor.proj_lora1": ("attn.to_out.0",),
+            "processor.proj_lora2": ("attn.to_add_out",),
+        },
+        "single_transformer_blocks": {
+            "processor.qkv_lora": ("attn.to_q", "attn.to_k", "attn.to_v"),
+            "linear1_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+            "processor.proj_lora": ("proj_out",),
+        },
+    },
+    turned=frozenset({"norm_out.linear"}),  # shift and scale in the release, scale and shift in diffusers
 )
 
 QWEN_IMAGE = Architecture(
     name="qwen_image",
+    family="qwen",
     prefix="diffusion_model.",
     modelspec="Qwen-Image-Edit-Plus/lora",
     base_model_version="qwen_image",
+    # The names that musubi-tuner writes.
+    variants={
+        "edit-2511": "Qwen-Image-Edit-2511/lora",
+        "edit-2509": "Qwen-Image-Edit-Plus/lora",
+        "edit-plus": "Qwen-Image-Edit-Plus/lora",
+        "qwen-image-edit": "Qwen-Image-Edit/lora",
+        "qwen-image": "Qwen-Image/lora",
+    },
     blocks={
         "transformer_blocks": (
             "transformer_blocks",
@@ -163,6 +210,27 @@ def architecture_of(targets: Iterable[str]) -> Architecture | None:
     targets = list(targets)
     fitting = [a for a in ARCHITECTURES if all(a.has(target) for target in targets)]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def architecture_for(targets: Iterable[str], base: str = "") -> Architecture | None:
+    """As `architecture_of`, but where several have all targets, the backbone's id decides if it can."""
+    targets = list(targets)
+    certain = architecture_of(targets)
+    if certain is not None or not base:
+        return certain
+    words = base.lower()
+    named = [a for a in ARCHITECTURES if a.family in words and all(a.has(target) for target in targets)]
+    return named[0] if len(named) == 1 else None
+
+
+def describe_backbone(adapter: Adapter) -> str:
+    """What an adapter was made for, for people: its backbone's id, else its architecture's name."""
+    base = adapter.provenance.get("base")
+    architecture = architecture_for(adapter, base or "")
+    if architecture is None:
+        return base or "an unknown backbone"
+    name = architecture.modelspec_of(base or "").removesuffix("/lora")
+    return f"{base} ({name})" if base and base != name else name
 
 
 def likeliest(modules: Iterable[str]) -> Architecture:

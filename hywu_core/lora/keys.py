@@ -10,8 +10,8 @@ inverses of each other for every format.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -19,19 +19,11 @@ from torch import Tensor
 
 from ..errors import HywuError
 from .architectures import FLUX, Architecture, architecture_of, likeliest
+from .factors import Factors
 
 KeyFormat = Literal["auto", "comfy", "diffusers", "native", "kohya"]
 
 logger = logging.getLogger("hywu")
-
-
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """One module's factors: A ([E,] r, d_in), B ([E,] d_out, r); the update is scale * B @ A."""
-
-    A: Tensor
-    B: Tensor
-    scale: float = 1.0
 
 
 # Kinds of factor names, the most specific first: (suffix of A, suffix of B).
@@ -41,16 +33,31 @@ _SUFFIXES = (
     (".lora_down.weight", ".lora_up.weight"),
     (".lora.down.weight", ".lora.up.weight"),
     ("_lora.down.weight", "_lora.up.weight"),
+    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+    (".lora_A", ".lora_B"),
 )
+_XLABS = re.compile(r"(.+\.processor\.(?:qkv|proj)_lora[12]?)\.(down|up)\.weight")
+# Other ways of writing an update, by what only their tensors' names have.
+_NOT_LORA = {
+    "LoHa": (".hada_w",),
+    "LoKr": (".lokr_w", ".lokr_t"),
+    "OFT": (".oft_", ".boft_"),
+    "GLoRA": (".a1.weight", ".b1.weight"),
+    "DoRA": (".dora_scale", ".lora_magnitude_vector"),
+    "Tucker-decomposed LoRA": (".lora_mid.",),
+    "LoRA with biases": (".lora_B.bias", ".lora_up.bias", ".diff_b"),
+    "full difference of weights": (".diff", ".w_norm", ".b_norm", ".set_weight"),
+}
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 _PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", *_FLAT_PREFIXES)
 _TEXT_ENCODER = ("lora_te", "text_encoder")
 
 
-def resolve_format(key_format: KeyFormat, targets: Iterable[str]) -> KeyFormat:
+def resolve_format(key_format: KeyFormat, targets: Iterable[str], came_in: str | None = None) -> KeyFormat:
     """What "auto" means for these targets: "comfy" where stock loaders know the names, else "native".
 
     Attention-only targets can be FLUX or Qwen-Image; loaders of both accept "diffusers".
+    came_in: the format of the file the adapter was read from, kept where the backbone is not known here.
     Raises `HywuError` for an unknown format.
     """
     if key_format not in get_args(KeyFormat):
@@ -60,7 +67,20 @@ def resolve_format(key_format: KeyFormat, targets: Iterable[str]) -> KeyFormat:
     targets = list(targets)
     if architecture_of(targets):
         return "comfy"
-    return "diffusers" if all(FLUX.has(target) for target in targets) else "native"
+    if all(FLUX.has(target) for target in targets):
+        return "diffusers"
+    return came_in if came_in in ("comfy", "diffusers") else "native"
+
+
+def format_of(keys: Iterable[str]) -> KeyFormat:
+    """The format of a file by the prefix its tensors share; "native" if they share none."""
+    keys = list(keys)
+    formats: dict[str, KeyFormat] = {
+        "diffusion_model.": "comfy",
+        "transformer.": "diffusers",
+        "lora_unet_": "kohya",
+    }
+    return next((f for prefix, f in formats.items() if all(k.startswith(prefix) for k in keys)), "native")
 
 
 def to_file(factors: Mapping[str, Factors], key_format: KeyFormat) -> dict[str, Tensor]:
@@ -119,10 +139,15 @@ def _split_key(key: str) -> tuple[str, str]:
     """'transformer.x.lora_A.weight' -> ('transformer.x', 'A')."""
     if key.endswith(".alpha"):
         return key.removesuffix(".alpha"), "alpha"
+    if match := _XLABS.fullmatch(key):
+        return match[1], "A" if match[2] == "down" else "B"
     for suffix_A, suffix_B in _SUFFIXES:
         for part, suffix in (("A", suffix_A), ("B", suffix_B)):
             if key.endswith(suffix):
                 return key.removesuffix(suffix), part
+    kind = next((kind for kind, marks in _NOT_LORA.items() if any(mark in key for mark in marks)), None)
+    if kind:
+        raise HywuError(f"The file is a {kind} ({key!r}), not a plain LoRA; convert it to a LoRA first.")
     raise HywuError(
         f"The tensor {key!r} is not part of a plain LoRA (lora_A, lora_B, alpha); it cannot be used."
     )
@@ -150,7 +175,12 @@ def _renamed(modules: Mapping[str, Factors]) -> dict[str, Factors]:
         name = _without_prefix(module)
         targets = architecture.targets_of(name)
         if targets is None and module.startswith(_FLAT_PREFIXES):
-            raise HywuError(f"The LoRA file adapts {module!r}, which neither FLUX nor Qwen-Image has.")
+            raise HywuError(
+                f"The LoRA file adapts {module!r}, which neither FLUX nor Qwen-Image has; it was made for "
+                "another model."
+            )
+        if architecture.turns(name):
+            factors = _turned(factors)
         cut = _cut(targets or (name,), factors)  # a dotted name that no table has is the module's path itself
         if twice := cut.keys() & renamed.keys():
             raise HywuError(f"The LoRA file adapts {min(twice)!r} twice, under different names.")
@@ -178,6 +208,11 @@ def _cut(targets: tuple[str, ...], factors: Factors) -> dict[str, Factors]:
     return {target: _without_idle_ranks(factors, B) for target, B in zip(targets, slices, strict=True)}
 
 
+def _turned(factors: Factors) -> Factors:
+    """The two halves of the output rows in the other order."""
+    return Factors(factors.A, torch.cat(factors.B.chunk(2)[::-1]), factors.scale)
+
+
 def _without_idle_ranks(factors: Factors, B: Tensor) -> Factors:
     """Leave out the ranks this slice of a fused B does not use: a block-diagonal B comes apart again."""
     used = (B != 0).any(dim=0)
@@ -197,9 +232,11 @@ def _to_kohya(factors: Mapping[str, Factors], architecture: Architecture | None)
                 f"The kohya format stores {', '.join(parts)} as one module, but the adapter lacks "
                 f"{missing[0]!r}; choose another key format."
             )
-        A = torch.cat([factors[part].A for part in parts])
+        turns = architecture.turns(original)
+        fused = [_turned(factors[part]) if turns else factors[part] for part in parts]
+        A = torch.cat([f.A for f in fused])
         key = "lora_unet_" + original.replace(".", "_")
         tensors[f"{key}.lora_down.weight"] = A
-        tensors[f"{key}.lora_up.weight"] = torch.block_diag(*(factors[part].B for part in parts))
+        tensors[f"{key}.lora_up.weight"] = torch.block_diag(*(f.B for f in fused))
         tensors[f"{key}.alpha"] = torch.tensor(float(A.shape[0]))  # alpha / rank = 1; without it, a KeyError
     return tensors

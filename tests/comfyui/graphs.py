@@ -54,6 +54,12 @@ class EditGraph(Builder):
         condition = self.add("HYWU_Condition", generator=loaded, image=self.photo, prompt=self.prompt)
         return tuple(self.add("HYWU_GenerateLoRA", outputs=2, generator=loaded, condition=condition))
 
+    def save(self, adapter: Link, prefix: str, **settings: Any) -> str:
+        """Save an adapter; the id of the node, whose "text" are the names."""
+        usual = {"destination": "loras", "format": "LoRA file", "strength": 1.0, "dtype": "as generated"}
+        usual |= {"index": 0, "include_prompt": False, "filename_prefix": prefix}
+        return self.add("HYWU_SaveAdapter", outputs=0, adapter=adapter, **(usual | settings))
+
     def sample(self, model: Link) -> str:
         """Sample with this model; the id of a Save Latent node."""
         samples = self.add(

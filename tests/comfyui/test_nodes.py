@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from .graphs import EditGraph
@@ -22,7 +21,9 @@ SOCKETS = {
         ["HYWU_ADAPTER", "LORA_MODEL"],
     ),
     "HYWU_ApplyLoRA": ("Apply Generated LoRA", ["MODEL", "HYWU_ADAPTER", "FLOAT"], ["MODEL"]),
-    "HYWU_SaveAdapter": ("Save Adapter", ["HYWU_ADAPTER", "STRING", "FLOAT", "INT"], []),
+    "HYWU_SaveAdapter": ("Save Adapter", ["HYWU_ADAPTER", "STRING", "FLOAT", "INT", "BOOLEAN"], []),
+    "HYWU_LoadAdapter": ("Load Adapter", [], ["HYWU_ADAPTER"]),
+    "HYWU_CombineAdapters": ("Combine Adapters", ["HYWU_ADAPTER", "FLOAT", "INT"], ["HYWU_ADAPTER"]),
     "HYWU_EmbeddedEncode": (
         "HY-WU Embedded Encode",
         ["IMAGE", "STRING", "VAE"],
@@ -82,8 +83,7 @@ def test_apply_equals_the_stock_loader_of_the_saved_adapter(server, strength):
 
     graph = EditGraph()
     adapter, _ = graph.adapter()
-    settings = {"filename_prefix": "stock/lora", "strength": strength, "dtype": "as generated", "index": 0}
-    saved = graph.add("HYWU_SaveAdapter", outputs=0, adapter=adapter, **settings)
+    saved = graph.save(adapter, "stock/lora", strength=strength)
     name = server.run(graph.nodes)[saved]["text"][0]
 
     graph = EditGraph()
@@ -152,45 +152,6 @@ def test_a_batch_has_a_lora_for_each_image_in_both_branches(server):
     together = applied(server, batch=2, cfg=2.0)
     assert gap(together[:1], applied(server, cfg=2.0)) <= 1e-5
     assert gap(together[1:], together[:1]) > 0.05
-
-
-def test_saved_adapters_are_numbered_and_say_where_they_came_from(server):
-    names = []
-    for index, dtype in ((0, "float16"), (0, "bfloat16")):
-        graph = EditGraph()
-        adapter, _ = graph.adapter()
-        settings = {"filename_prefix": "numbered/x", "strength": 0.5, "dtype": dtype, "index": index}
-        saved = graph.add("HYWU_SaveAdapter", outputs=0, adapter=adapter, **settings)
-        names.append(server.run(graph.nodes)[saved]["text"][0])
-    assert names == ["numbered/x_00001_.safetensors", "numbered/x_00002_.safetensors"]
-    with safe_open(server.folder("models", "loras") / names[0], "pt") as file:
-        metadata = file.metadata()
-        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118
-    assert metadata["hywu.base"] == "random tiny FLUX Kontext"
-    assert metadata["hywu.strength"] == "0.5"
-    assert "make it brighter" not in str(metadata)
-
-
-@pytest.mark.parametrize("prefix", ["../../escaped", "", "/tmp/escaped", "loras/../../../escaped"])
-def test_a_name_that_leads_out_of_the_folder_is_refused(server, prefix):
-    graph = EditGraph()
-    adapter, _ = graph.adapter()
-    settings = {"filename_prefix": prefix, "strength": 1.0, "dtype": "as generated", "index": 0}
-    node = graph.add("HYWU_SaveAdapter", outputs=0, adapter=adapter, **settings)
-    with pytest.raises(Refused, match="is not a file name inside") as refused:
-        server.run(graph.nodes)
-    assert refused.value.node == node
-    assert not list(server.base.rglob("escaped*"))
-
-
-def test_an_index_beyond_the_batch_is_refused_and_leaves_nothing(server):
-    graph = EditGraph()
-    adapter, _ = graph.adapter()
-    settings = {"filename_prefix": "beyond/x", "strength": 1.0, "dtype": "as generated", "index": 3}
-    graph.add("HYWU_SaveAdapter", outputs=0, adapter=adapter, **settings)
-    with pytest.raises(Refused, match="3 was asked for, but the batch has only 1"):
-        server.run(graph.nodes)
-    assert not list(server.folder("models", "loras", "beyond").iterdir())
 
 
 @pytest.fixture

@@ -152,12 +152,12 @@ def test_half_precision_comes_back_in_half_precision():
 
 
 def test_adapters_that_do_not_add_up_are_refused():
-    with pytest.raises(HywuError, match="batch 3 and 2"):
+    with pytest.raises(HywuError, match="Batches of 2 and 3 LoRAs"):
         combine([adapter_of(), adapter_of(batch=2)], [1, 1])
     with pytest.raises(HywuError, match="2 adapters and 1 weights"):
         combine([adapter_of(), adapter_of()], [1])
     with pytest.raises(HywuError, match="rank to truncate to is 0"):
         truncate_rank(adapter_of(), 0)
-    other = Adapter({"wide": adapter_of()["wide"]})
+    other = Adapter({"wide": adapter_of()["tall"]})
     with pytest.raises(HywuError, match="same model"):
         combine([adapter_of(), other], [1, 1])

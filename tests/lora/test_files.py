@@ -145,9 +145,10 @@ def test_peft_directory_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"r": 0}, "ZeroDivision"),
+        ({"r": 0}, "its rank is 0"),
         ({"use_dora": True}, "use_dora"),
-        ({"rank_pattern": {"a": 2}}, "rank_pattern"),
+        ({"peft_type": "LOHA"}, "PEFT's LOHA"),
+        ({"alpha_pattern": {"(": 2}}, "damaged"),
     ],
 )
 def test_peft_options_that_change_the_meaning_are_refused(tmp_path, change, message):

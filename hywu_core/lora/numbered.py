@@ -1,0 +1,78 @@
+"""Files that count up: `prefix_00001_`, `prefix_00002_` ..., in their folder, never overwritten.
+
+Several processes may save under one prefix at once: a name belongs to whoever puts a finished file there
+first, and the others take the next number.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from ..errors import HywuError
+from ..storage import AlreadyThereError, path_inside
+
+_REFUSED = '<>:"|?*'  # by Windows; a file saved on another system may be copied there
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+_TIMES = {
+    "%year%": "%Y",
+    "%month%": "%m",
+    "%day%": "%d",
+    "%hour%": "%H",
+    "%minute%": "%M",
+    "%second%": "%S",
+}
+
+
+def save_numbered(
+    folder: str | os.PathLike[str], prefix: str, suffix: str, write: Callable[[Path], object]
+) -> Path:
+    """Let `write` make the file or folder `folder/prefix_NNNNN_suffix` with the next free number; its path.
+
+    prefix: may have subfolders, which are made, and %year%, %month%, %day%, %hour%, %minute%, %second%.
+    write: gets the path and raises `AlreadyThereError` if it is taken (see `storage.atomic_path`).
+
+    Raises `HywuError` for a prefix that is empty, leads out of the folder, or has what Windows refuses.
+    """
+    stem = _stem(folder, prefix)
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        number = _highest(stem) + 1
+    except OSError as error:
+        raise HywuError(f"Could not make the folder {stem.parent}: {error}.") from error
+    while True:
+        path = stem.with_name(f"{stem.name}_{number:05}_{suffix}")
+        try:
+            write(path)
+            return path
+        except AlreadyThereError:
+            number += 1
+
+
+def _stem(folder: str | os.PathLike[str], prefix: str) -> Path:
+    name = prefix.strip().replace("\\", "/")
+    now = datetime.now()
+    for variable, form in _TIMES.items():
+        name = name.replace(variable, now.strftime(form))
+    if bad := sorted({c for c in name if c in _REFUSED or ord(c) < 32}):
+        raise HywuError(
+            f"The name {prefix!r} has the characters {' '.join(map(repr, bad))}, which Windows refuses in "
+            "file names; leave them out."
+        )
+    stem = path_inside(folder, name)
+    for part in name.split("/")[:-1]:
+        if part.split(".")[0].lower() in _DEVICES or (part not in ("", ".", "..") and part[-1] in ". "):
+            raise HywuError(
+                f"The name {prefix!r} has a folder {part!r}, which Windows refuses; choose another name."
+            )
+    return stem
+
+
+def _highest(stem: Path) -> int:
+    """The highest number already used with this stem, of files and folders of any kind."""
+    pattern = re.compile(re.escape(stem.name) + r"_(\d+)_?(\..*)?", re.IGNORECASE)
+    matches = (pattern.fullmatch(entry.name) for entry in stem.parent.iterdir())
+    return max((int(match[1]) for match in matches if match), default=0)

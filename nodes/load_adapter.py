@@ -1,0 +1,59 @@
+"""Load Adapter: a LoRA file, ours or a stock one, as an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.v0_0_2 import io
+
+from ..hywu_core.lora import load_adapter
+from ..hywu_core.lora.architectures import describe_backbone
+from .sockets import CATEGORY, AdapterSocket
+
+_SUFFIXES = (".safetensors", ".sft")  # what else models/loras may hold are pickles, which are never opened
+
+
+class LoadAdapter(io.ComfyNode):
+    """A LoRA file of `models/loras` to a HYWU_ADAPTER."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        names = [n for n in folder_paths.get_filename_list("loras") if n.lower().endswith(_SUFFIXES)]
+        return io.Schema(
+            node_id="HYWU_LoadAdapter",
+            display_name="Load Adapter",
+            category=CATEGORY,
+            description="Reads a LoRA file, a saved one or any plain LoRA for FLUX or Qwen-Image, to apply "
+            "or combine it like a generated one.",
+            inputs=[
+                io.Combo.Input(
+                    "adapter_name",
+                    options=names,
+                    tooltip="A LoRA from models/loras; of a PEFT folder, its adapter_model.safetensors.",
+                )
+            ],
+            outputs=[
+                AdapterSocket.Output(
+                    display_name="adapter", tooltip="One LoRA, for Apply Generated LoRA or Combine Adapters."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter_name: str) -> tuple[int, int]:
+        """Load again when the file was replaced."""
+        state = _path(adapter_name).stat()
+        return state.st_mtime_ns, state.st_size
+
+    @classmethod
+    def execute(cls, adapter_name: str) -> io.NodeOutput:
+        """Read the file."""
+        adapter = load_adapter(_path(adapter_name))
+        report = f"{len(adapter)} targets of rank {adapter.rank}, for {describe_backbone(adapter)}"
+        return io.NodeOutput(adapter, ui={"hywu_report": [report]})
+
+
+def _path(name: str) -> Path:
+    return Path(folder_paths.get_full_path_or_raise("loras", name))

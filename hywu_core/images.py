@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -27,19 +28,24 @@ def load_photo(path: str | Path) -> Tensor:
     path = Path(path)
     if not path.is_file():
         raise HywuError(f"There is no photograph at {path}.")
+    return to_tensor(read_photo(path, str(path)))
+
+
+def read_photo(source: str | Path | BinaryIO, name: str) -> Image.Image:
+    """As `load_photo`, from a file or an open stream, to 8-bit RGB; `name` is what an error calls it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong with a file is said once, below
-            with Image.open(path) as opened:
+            with Image.open(source) as opened:
                 image = ImageOps.exif_transpose(opened)
                 image.load()
     except UnidentifiedImageError as error:
         raise HywuError(
-            f"{path} is not an image that can be read; give a JPEG, PNG, WebP or TIFF file."
+            f"{name} is not an image that can be read; give a JPEG, PNG, WebP or TIFF file."
         ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise HywuError(f"The photograph {path} is damaged or too large: {error}.") from error
-    return _to_tensor(_flatten(image))
+        raise HywuError(f"The photograph {name} is damaged or too large: {error}.") from error
+    return _flatten(image)
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -61,7 +67,8 @@ def _white(mode: str, largest: float) -> float:
     return 255.0 if largest <= 255 and not mode.startswith("I;16") else 65535.0
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
+    """An 8-bit RGB image to (1, 3, H, W) float32 in [0, 1]."""
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
     return pixels.permute(2, 0, 1)[None].float() / 255
 

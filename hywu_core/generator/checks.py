@@ -30,6 +30,8 @@ def require_same_tensors(where: object, found: Shapes, expected: Shapes) -> None
 
 def require_finite(tensor: Tensor, name: str, what: str) -> None:
     """HywuError, a sentence that starts with `what`, when a value is infinite or not a number."""
+    if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
+        tensor = tensor.float()  # torch has no test of its own for codes of a float in one byte
     if not bool(torch.isfinite(tensor).all()):
         n_bad = int((~torch.isfinite(tensor)).sum())
         raise HywuError(f"{what} {n_bad} of the {tensor.numel()} values of {name} are not finite.")

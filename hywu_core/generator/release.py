@@ -17,12 +17,12 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..errors import HywuError
 from ..storage import open_safetensors, write_safetensors
 from .checks import require_finite, require_same_tensors, some
 from .model import ParameterGenerator
+from .quantize import Weights, quantization_of, quantize_generator
 from .release_config import read_config, write_config
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -69,12 +69,14 @@ def load_release(
     folder: str | os.PathLike[str],
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    quantize: str | None = None,
 ) -> ParameterGenerator:
     """Open a folder of the release's format as a `ParameterGenerator`.
 
     device: where the weights go, by default the CPU.  dtype: what they compute in, by default the one they
-        are stored in (bfloat16 for the released 8.11B: 16 GB). Beside the weights, no more than the mapped
-        pages of one shard are in memory.
+        are stored in (bfloat16 for the released 8.11B: 16 GB).  quantize: "int8" or "fp8" for the blocks'
+        linears, one byte a weight (8.2 GB), see `quantize.py`. Beside the weights, no more than the mapped
+        pages of one shard are in memory, and one matrix of the file while it is quantised.
 
     Raises HywuError before memory is spent if a file is missing or truncated, the index and the shards
     disagree, the config is not a parameter generator's or cannot be built, or the tensors are not those it
@@ -91,19 +93,16 @@ def load_release(
     slots = _slots(generator)
     shards, dtype = _read_shards(folder, {name: slot.shape for name, slot in slots.items()}, dtype)
 
-    like = generator.state_dict()
-    weights: dict[str, Tensor] = {}
+    if quantize is not None:
+        quantize_generator(generator, quantize)
+    weights = Weights(generator, device, dtype)
     for path, names in shards.items():
         with open_safetensors(path) as file:
             for name in names:
                 parameter, rows, _ = slots[name]
-                if parameter not in weights:
-                    weights[parameter] = torch.empty(
-                        like[parameter].shape, dtype=dtype, device=device or "cpu"
-                    )
-                part = weights[parameter][rows].copy_(file.get_tensor(name))
+                part = weights.put(parameter, file.get_tensor(name), rows)
                 require_finite(part, name, f"{path} is damaged:")
-    generator.load_state_dict(weights, assign=True)
+    generator.load_state_dict(weights.tensors, assign=True)
     generator.encoder_info = {
         "kind": "backbone_hidden",
         "id": "the backbone's last hidden states",
@@ -128,6 +127,10 @@ def save_release(
     disk.
     """
     folder = Path(folder)
+    if kind := quantization_of(generator):
+        raise HywuError(
+            f"The release's format has no place for a generator quantised to {kind}; use save_generator."
+        )
     if folder.exists():
         raise HywuError(f"Cannot write {folder}: it exists already; give the name of a new folder.")
     if not folder.parent.is_dir():
@@ -158,6 +161,12 @@ def save_release(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def release_tensors(generator: ParameterGenerator) -> dict[str, Tensor]:
+    """Every tensor of the release by its name there; views of the generator's own weights."""
+    state = generator.state_dict()
+    return {name: state[slot.parameter][slot.rows] for name, slot in _slots(generator).items()}
 
 
 def _slots(generator: ParameterGenerator) -> dict[str, Slot]:

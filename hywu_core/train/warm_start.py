@@ -7,17 +7,20 @@ from pathlib import Path
 
 from ..errors import HywuError
 from ..generator import ParameterGenerator, load_generator
+from ..generator.quantize import quantization_of
 from ..pipeline import check_embedded
 
 
 def warm_start(module: ParameterGenerator, path: str | Path) -> None:
     """Copy the weights of a generator file into `module`, in place.
 
-    Raises HywuError when the file is missing, damaged or for another backbone, and when its sizes or
-    targets differ, naming both.
+    Raises HywuError when the file is missing, damaged, quantised or for another backbone, and when its
+    sizes or targets differ, naming both.
     """
     start = load_generator(path)
     check_embedded(start)
+    if kind := quantization_of(start):
+        raise HywuError(f"{path} is quantised to {kind}; training begins with a generator in full precision.")
     if differences := list(_differences(start, module)):
         raise HywuError(f"{path} is not the generator of this recipe: {'; '.join(differences)}.")
     module.load_state_dict(start.state_dict())

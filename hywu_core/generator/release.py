@@ -17,6 +17,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..errors import HywuError
 from ..storage import open_safetensors, write_safetensors

@@ -45,6 +45,7 @@ MAY_SEE = {
     | GENERATION
     | {"apply", "backbones", "data", "embedded", "images", "pipeline", "train"},
     "study": GROUND | COMMAND | {"studies"},
+    "bench": GROUND | GENERATION | COMMAND | {"apply", "backbones", "embedded", "images", "pipeline"},
     "nodes": GROUND | GENERATION | {"apply", "embedded"},
 }
 

@@ -1,0 +1,103 @@
+"""The generators that are measured, in the words of the release's config.json, and the work of a forward pass.
+
+Shapes: B batch, S condition tokens, L layers of the backbone, P positions of a layer, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..generator import ParameterGenerator
+from .measure import Matmul
+
+
+@dataclass(frozen=True)
+class Size:
+    """A generator to measure and the condition it gets: S tokens, a batch of one."""
+
+    config: Mapping[str, Any]
+    n_condition: int
+
+
+def _mapping(width: int, qkv: int, shared: int, expert: int, experts: int) -> dict[str, Any]:
+    """The modules of one layer of the released generator's backbone, at a scale."""
+    return {
+        "self_attn.qkv_proj": {"lora_A_dim": width, "lora_B_dim": qkv},
+        "self_attn.o_proj": {"lora_A_dim": width, "lora_B_dim": width},
+        "mlp.shared_mlp.gate_and_up_proj": {"lora_A_dim": width, "lora_B_dim": 2 * shared},
+        "mlp.shared_mlp.down_proj": {"lora_A_dim": shared, "lora_B_dim": width},
+        "mlp.experts": {
+            "type": "grouped",
+            "num_experts": experts,
+            "sub_weights": {
+                "w1": {"lora_A_dim": width, "lora_B_dim": expert},
+                "w2": {"lora_A_dim": expert, "lora_B_dim": width},
+                "w3": {"lora_A_dim": width, "lora_B_dim": expert},
+            },
+        },
+    }
+
+
+def _config(d_model: int, head_dim: int, blocks: int, layers: int, mapping: dict[str, Any]) -> dict[str, Any]:
+    """As in the release: rank 16, accumulation 4, a token as wide as a row, a condition as the model."""
+    return {
+        "model_type": "parameter_generator",
+        "token_dim": d_model // 4,
+        "output_dim": d_model // 4,
+        "rank": 16,
+        "alpha": 64,
+        "input_dim": d_model,
+        "dim_accumulation": 4,
+        "d_model": d_model,
+        "head_dim": head_dim,
+        "num_base_model_layers": layers,
+        "num_pg_layers": blocks,
+        "prefix": "model.layers.",
+        "pg_mapping": mapping,
+    }
+
+
+SIZES = {
+    # The release's shape, a thousandth of its work: every kind of module, also grouped experts.
+    "small": Size(_config(128, 32, 4, 8, _mapping(128, 192, 96, 96, 8)), 64),
+    # 64 tokens of each of 16 layers, and 0.34 TFLOP: a laptop's seconds.
+    "mid": Size(
+        _config(
+            512, 64, 8, 16, {name: {"lora_A_dim": 1024, "lora_B_dim": 1024} for name in ("q", "k", "v", "o")}
+        ),
+        128,
+    ),
+    # The published 8.11B generator: 1,379 tokens of each of 32 layers.
+    "release": Size(_config(4096, 128, 24, 32, _mapping(4096, 6144, 3072, 3072, 64)), 1024),
+}
+
+
+def work(generator: ParameterGenerator, batch: int, n_condition: int, kept_start: bool = False) -> int:
+    """Floating-point operations of one forward pass, in matrix products and attention.
+
+    kept_start: without what depends on no condition, when it is at hand from an earlier call. Otherwise that
+        part is counted once, not once for each row of the batch.
+    """
+    config, d = generator.config, generator.config.d_model
+    total = 2 * batch * n_condition * d * config.condition_dim
+    for band in generator.bands:
+        n_layers, n_positions = band.n_layers, sum(band.n_tokens) * band.n_ranks
+        positions = n_layers * n_positions
+        parameters = positions * (2 * 8 * d * d + 4 * d * (n_layers + n_positions))
+        to_condition = (
+            2 * 2 * d * d * batch * (positions + n_condition) + 4 * d * batch * positions * n_condition
+        )
+        feed_forward = 4 * d * config.d_hidden * batch * positions
+        first = 0 if kept_start else parameters
+        total += first + (config.n_layers - 1) * batch * parameters
+        total += config.n_layers * (to_condition + feed_forward)
+        total += 2 * batch * positions * d * generator.layout.segment
+    return total
+
+
+def typical_products(generator: ParameterGenerator, rows: int) -> list[Matmul]:
+    """The matrix products that most of the work is made of, `rows` positions at a time."""
+    d, hidden = generator.config.d_model, generator.config.d_hidden
+    return [Matmul(rows, d, hidden), Matmul(rows, hidden, d), Matmul(rows, d, 3 * d), Matmul(rows, d, d)]

@@ -6,9 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_detection
+from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 _HEAD_DIM = 128  # of every FLUX.1: its RoPE axes (16, 56, 56) together
+
+
+def search_words(*words: str) -> dict[str, list[str]]:
+    """Further words that the node search finds a node by, as keywords of its `io.Schema`.
+
+    Empty where ComfyUI has none yet: a keyword that Schema does not know would end the whole extension.
+    """
+    return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
 
 
 def teach_flux_widths() -> None:

@@ -1,4 +1,4 @@
-"""The generators that are measured, in the words of the release's config.json, and the work of a forward pass.
+"""The generators that are measured, in the words of the release's config.json, and the work of each.
 
 Shapes: B batch, S condition tokens, L layers of the backbone, P positions of a layer, D model width.
 """

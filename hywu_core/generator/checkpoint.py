@@ -89,8 +89,8 @@ def load_generator(
 ) -> ParameterGenerator:
     """Read a generator: a file as `save_generator` wrote it, or a folder of the release (see `release.py`).
 
-    device: where the weights go, by default the CPU.  dtype: what they compute in, by default float32 however
-        a file stores them, and as they are stored in a release and in a quantised file.
+    device: where the weights go, by default the CPU.  dtype: what they compute in, by default as they are
+        stored, but float32 for what a file keeps in float16, which is for keeping.
     quantize: "int8" or "fp8" keeps the blocks' linears in one byte a weight, see `quantize.py`; such a
         generator computes, and cannot be trained. Every tensor goes from the file straight to its place, so
         there is never a second copy of the weights, and never all of them in more than a byte.
@@ -118,8 +118,9 @@ def load_generator(
             quantize_generator(generator, kind)
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         require_same_tensors(path, found, {name: t.shape for name, t in generator.state_dict().items()})
+        stored_as = file.get_slice("condition_in.weight").get_dtype()
+        dtype = dtype or (torch.bfloat16 if stored_as == "BF16" else torch.float32)
         if kind is not None:
-            dtype = dtype or file.get_slice("condition_in.weight")[:1].dtype
             for name, wanted in stored_exactly(generator).items():
                 if (stored := file.get_slice(name).get_dtype()) != wanted:
                     raise HywuError(
@@ -127,7 +128,7 @@ def load_generator(
                     )
         elif quantize is not None:
             quantize_generator(generator, quantize)
-        weights = Weights(generator, device, dtype or torch.float32)
+        weights = Weights(generator, device, dtype)
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             # Copied even where nothing changes: the file's own memory map would change or break with it.
             require_finite(weights.put(name, file.get_tensor(name)), name, f"{path} is damaged:")

@@ -24,7 +24,7 @@ from ..storage import open_safetensors, write_safetensors
 from .checks import require_finite, require_same_tensors, some
 from .model import ParameterGenerator
 from .quantize import Weights, quantization_of, quantize_generator
-from .release_config import read_config, write_config
+from .release_config import MODEL_TYPE, read_config, write_config
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -64,6 +64,14 @@ class Slot(NamedTuple):
     parameter: str
     rows: slice
     shape: tuple[int, ...]
+
+
+def is_release(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder says in its config.json that it holds a released generator. Never raises."""
+    try:
+        return _read_json(Path(folder) / CONFIG).get("model_type") == MODEL_TYPE
+    except HywuError:
+        return False
 
 
 def load_release(

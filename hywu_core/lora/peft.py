@@ -144,6 +144,7 @@ def embedded_config(header: Mapping[str, str]) -> PeftScaling | None:
     try:
         config = json.loads(header[_EMBEDDED_CONFIG])
         ours = {k.removeprefix("transformer."): v for k, v in config.items() if k.startswith("transformer.")}
+        ours = ours or config  # of a single model, saved without its pipeline
     except (ValueError, AttributeError) as error:
         raise HywuError(f"its {_EMBEDDED_CONFIG} is damaged: {error!r}.") from error
     return PeftScaling.from_config(ours) if "r" in ours else None

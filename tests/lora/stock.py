@@ -25,6 +25,19 @@ def tiny_flux(guidance: bool = False) -> diffusers.FluxTransformer2DModel:
     )
 
 
+def tiny_qwen() -> diffusers.QwenImageTransformer2DModel:
+    """One narrow block of Qwen-Image; ComfyUI knows the true width only, see `qwen_shapes`."""
+    return diffusers.QwenImageTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        axes_dims_rope=(4, 6, 6),
+    )
+
+
 def qwen_shapes() -> diffusers.QwenImageTransformer2DModel:
     """One block of Qwen-Image at its true width, without memory."""
     with torch.device("meta"):
@@ -59,6 +72,31 @@ def flux_files(model: diffusers.FluxTransformer2DModel) -> dict[str, State]:
         ),
         "eight_bits": {key: t.to(torch.float8_e4m3fn) for key, t in eight_bits.items()},
     }
+
+
+def qwen_files(model: diffusers.QwenImageTransformer2DModel) -> dict[str, State]:
+    """LoRA files for all of a Qwen-Image, by the program that names its tensors so."""
+    targets = {t.name: (t.d_in, t.d_out) for t in LoraSpec.from_module(model, include="*").targets}
+    flat = {name.replace(".", "_"): shape for name, shape in targets.items()}
+    down_up, A_B = (".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight")
+    diffsynth = (".lora_A.default.weight", ".lora_B.default.weight")
+    return {
+        "musubi": lora_tensors("lora_unet_", flat, down_up, ranks=(4, 2), alphas=(1.0, 4.0, 3.0)),
+        "lightx2v": lora_tensors("", targets, down_up, alphas=(8.0,)),
+        "ai_toolkit": lora_tensors("diffusion_model.", targets, A_B),
+        "with_alpha": lora_tensors("diffusion_model.", targets, A_B, ranks=(4, 2), alphas=(1.0, 4.0, 3.0)),
+        "diffsynth": lora_tensors("", targets, diffsynth),
+    }
+
+
+def xlabs_file(width: int) -> State:
+    """A file of XLabs' trainer: attention processors of one double and one single block."""
+    fused, square = (width, 3 * width), (width, width)
+    double = {"qkv_lora1": fused, "qkv_lora2": fused, "proj_lora1": square, "proj_lora2": square}
+    modules = {f"double_blocks.0.processor.{name}": shape for name, shape in double.items()}
+    modules |= {"single_blocks.0.processor.qkv_lora": fused}
+    modules |= {"single_blocks.0.processor.proj_lora": (5 * width, width)}
+    return lora_tensors("", modules, (".down.weight", ".up.weight"))
 
 
 def original_modules(model: diffusers.FluxTransformer2DModel) -> dict[str, tuple[int, int]]:

@@ -52,6 +52,7 @@ MAY_SEE = {
 INSIDE_COMFYUI = {"torch", "safetensors", "transformers", "tokenizers", "einops", "numpy", "PIL"}
 # What some rooms may import beyond that; a bare ComfyUI never opens them (nodes it does, in its own company).
 FROM_OUTSIDE = {
+    "data": {"pyarrow", "tomli", "yaml"},
     "backbones": {"diffusers"},
     "train": {"diffusers", "tqdm", "matplotlib", "sentencepiece", "wordfreq"},
     "studies": {"tqdm", "matplotlib", "scipy"},

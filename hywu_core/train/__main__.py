@@ -15,6 +15,7 @@ from ..cli import INTERRUPTED, check_folder, command, require
 from ..errors import HywuError
 from ..storage import atomic_path
 from . import recipes
+from .check_data import add_arguments, check_data, refuse_stray
 from .checkpoint import FILE_NAME, read_checkpoint
 from .config import TrainConfig
 from .loop import Task, train
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting of the recipe"
     )
+    add_arguments(parse)
     return parse
 
 
@@ -119,7 +121,12 @@ def _resumed(arguments: argparse.Namespace) -> Plan:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    planned = plan(parser().parse_args(argv))
+    parse = parser()
+    arguments = parse.parse_args(argv)
+    if arguments.check_data is not None:
+        return check_data(arguments)
+    refuse_stray(arguments, parse)
+    planned = plan(arguments)
     require("diffusers", "matplotlib")
     config, out, run = planned.config, planned.out, planned.describe()
     task = planned.build()  # the long preparation of the data comes before anything is written

@@ -1,0 +1,102 @@
+"""Hashes of image files, remembered between runs: a file is read again only when it was touched.
+
+Like git's index: a file is known by its path, length and times; one that changed within the last seconds is
+not remembered, because a second change could leave those as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import time
+from pathlib import Path
+
+from ...errors import HywuError
+from ...storage import atomic_path
+from .pictures import Picture
+
+_log = logging.getLogger("hywu")
+_SETTLED_NS = 3_000_000_000
+_CHUNK = 2**20
+
+
+def _state_of(path: str) -> list[int]:
+    """What changes when a file does."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+class FileHashes:
+    """SHA-256 of pictures; `save` keeps those of files in `folder` for the next run.
+
+    Every process writes a file of its own, and reads all: no locks, and none is needed.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        """Load what earlier runs remembered; without a folder nothing is kept."""
+        self._folder = None if folder is None else Path(folder)
+        self._known: dict[str, list] = {}  # path: [size, mtime, ctime, hash]
+        self._new = False
+        self._read: list[Path] = []
+        if self._folder is not None:
+            self._load()
+
+    def of(self, picture: Picture) -> str:
+        """The hash of a picture's file, or of the bytes of a table's cell. HywuError if it cannot be read."""
+        if picture.row >= 0:
+            return hashlib.sha256(picture.read()).hexdigest()
+        path = os.path.abspath(picture.path)
+        try:
+            state = _state_of(path)
+            known = self._known.get(path)
+            if known is not None and known[:3] == state:
+                return known[3]
+            found = _hash_file(path)
+            if _state_of(path) != state:
+                raise HywuError(f"{path} was changed while it was read; start again when it is finished.")
+        except FileNotFoundError as error:
+            raise HywuError(f"There is no image {picture.path}.") from error
+        except OSError as error:
+            raise HywuError(f"The image {path} cannot be read: {error.strerror or error}.") from error
+        if time.time_ns() - max(state[1:]) > _SETTLED_NS:
+            self._known[path] = [*state, found]
+            self._new = True
+        return found
+
+    def save(self) -> None:
+        """Remember everything known in one file, and remove those it was read from."""
+        if self._folder is None or not self._new:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = self._folder / f"hashes-{secrets.token_hex(8)}.json"
+        with atomic_path(file) as temporary:
+            temporary.write_text(json.dumps(self._known), encoding="utf-8")
+        for path in self._read:
+            path.unlink(missing_ok=True)
+        self._read, self._new = [file], False
+
+    def _load(self) -> None:
+        for path in sorted(self._folder.glob("hashes-*.json")):
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                self._known |= {name: value for name, value in content.items() if _whole(value)}
+            except FileNotFoundError:
+                continue  # another process has just merged it into its own
+            except (OSError, ValueError, AttributeError):
+                _log.warning("%s is no list of hashes; the files are read again.", path)
+            self._read.append(path)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and isinstance(value[3], str)
+
+
+def _hash_file(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+"""`python -m hywu_core.train --check-data PATH`: the pairing report of a data set, before any model loads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..data.paired import CONVENTIONS, Options, PairedDataset
+from ..data.paired.buckets import Buckets
+from ..data.paired.report import make_report
+from ..data.paired.scan import scan
+from ..errors import HywuError
+from ..images import check_file_path
+from ..storage import atomic_path
+
+_SIDE, _DIVISOR = 1024, 16  # buckets of the report: a square megapixel, the step of most backbones
+
+
+def add_arguments(parse: argparse.ArgumentParser) -> None:
+    """Everything there is to say about a data set of the user's own."""
+    group = parse.add_argument_group("a data set of your own")
+    group.add_argument(
+        "--check-data", type=Path, metavar="PATH", help="report on this data set and train nothing"
+    )
+    group.add_argument("--quick", action="store_true", help="read only the headers of its images")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write the report to a file, too")
+    group.add_argument(
+        "--allow-missing-controls", action="store_true", help="keep samples without a control image"
+    )
+    group.add_argument("--convention", choices=CONVENTIONS, help="whose layout it is (default: found out)")
+    group.add_argument(
+        "--control-folder",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="PATH is a folder of targets; their sources are here (several times for several images)",
+    )
+    group.add_argument("--caption-ending", default=".txt", metavar=".EXT", help="of captions beside targets")
+    group.add_argument("--base", type=Path, metavar="DIR", help="what relative paths of metadata start from")
+    group.add_argument("--target-column", metavar="NAME", help="column of the edited image")
+    group.add_argument(
+        "--control-column",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="column of a source image (several times for several)",
+    )
+    group.add_argument("--prompt-column", metavar="NAME", help="column of the instruction")
+    group.add_argument("--split", metavar="NAME", help="split of a Hugging Face data set (default: train)")
+    group.add_argument(
+        "--resolution",
+        type=int,
+        default=_SIDE,
+        metavar="PIXELS",
+        help=f"side of the square whose area the buckets have (default: {_SIDE})",
+    )
+
+
+def refuse_stray(arguments: argparse.Namespace, parse: argparse.ArgumentParser) -> None:
+    """HywuError for arguments about a data set where none is given; they would be without effect."""
+    for action in parse._action_groups[-1]._group_actions:
+        if getattr(arguments, action.dest) != action.default:
+            raise HywuError(
+                f"{action.option_strings[0]} is about a data set; name it with --check-data PATH."
+            )
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """What the command line says about a data set."""
+    return Options(
+        convention=arguments.convention,
+        control_folders=tuple(arguments.control_folder),
+        caption_ending=arguments.caption_ending,
+        base=arguments.base,
+        target_column=arguments.target_column,
+        control_columns=tuple(arguments.control_column),
+        prompt_column=arguments.prompt_column,
+        split=arguments.split,
+        allow_missing_controls=arguments.allow_missing_controls,
+    )
+
+
+def check_data(arguments: argparse.Namespace) -> int:
+    """Print the report. HywuError with one sentence, after it, where the data set cannot be trained on."""
+    if arguments.json is not None:
+        check_file_path(arguments.json)
+    buckets = Buckets(arguments.resolution**2, _DIVISOR)
+    data = PairedDataset.read(arguments.check_data, options_of(arguments))
+    with _progress(len(data)) as on_sample:
+        seen = scan(data, not arguments.quick, on_sample)
+    report = make_report(data, seen, buckets, arguments.allow_missing_controls)
+    print(report.to_text(), flush=True)  # noqa: T201
+    if arguments.json is not None:
+        with atomic_path(arguments.json) as temporary:
+            temporary.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if sentence := report.sentence():
+        raise HywuError(sentence)
+    return 0
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, where somebody sees it."""
+    with tqdm(total=total, unit="sample", desc="images", disable=not sys.stderr.isatty()) as bar:
+        yield lambda done: bar.update(done - bar.n)

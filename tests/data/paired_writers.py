@@ -1,4 +1,4 @@
-"""The same samples written in every convention, as its users lay them out. Images are read back by path alone."""
+"""The same samples written in every convention, as its users lay them out; images are read by path alone."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ CONVENTION = {
 }
 
 
-@pytest.mark.parametrize("write", (*SAME_COUNT, *ANY_COUNT), ids=lambda write: write.__name__)
+@pytest.mark.parametrize("write", [*SAME_COUNT, *ANY_COUNT], ids=lambda write: write.__name__)
 @settings(max_examples=25, deadline=None)
 @given(edits=EDITS)
 def test_what_is_written_is_read_back(write, edits):
@@ -47,7 +47,7 @@ def test_what_is_written_is_read_back(write, edits):
         assert not data.samples.orphans.count
 
 
-@pytest.mark.parametrize("write", (*SAME_COUNT, *ANY_COUNT), ids=lambda write: write.__name__)
+@pytest.mark.parametrize("write", [*SAME_COUNT, *ANY_COUNT], ids=lambda write: write.__name__)
 def test_a_control_that_is_gone_is_an_error_unless_allowed(write, tmp_path):
     path, expected = write(tmp_path, [Edit("one", 1, "a"), Edit("two", 1, "b")])
     (tmp_path / expected[0][1][0]).unlink()
@@ -61,7 +61,7 @@ def test_a_control_that_is_gone_is_an_error_unless_allowed(write, tmp_path):
 def test_a_target_that_is_gone_is_an_error(write, tmp_path):
     path, expected = write(tmp_path, [Edit("one", 1, "a"), Edit("two", 1, "b")])
     (tmp_path / expected[0][0]).unlink()
-    with pytest.raises(HywuError, match="1 of 2 edited images are missing, such as .*one"):
+    with pytest.raises(HywuError, match=r"1 of 2 edited images are missing, such as .*one"):
         PairedDataset.load(path)
 
 
@@ -175,8 +175,8 @@ def test_simpletuner_phrasings_repeats_prefix_and_source_by_id(tmp_path):
         tmp_path,
         {"id": "e", "instance_data_dir": str(targets), "caption_strategy": "textfile", "repeats": 4,
          "prepend_instance_prompt": True, "instance_prompt": "tok"},
-        {"id": "c", "dataset_type": "conditioning", "instance_data_dir": str(sources), "source_dataset_id": "e",
-         "conditioning_type": "reference_strict"},
+        {"id": "c", "dataset_type": "conditioning", "instance_data_dir": str(sources),
+         "source_dataset_id": "e", "conditioning_type": "reference_strict"},
         {"id": "off", "disabled": True, "type": "aws"},
     )  # fmt: skip
     data = PairedDataset.load(path)
@@ -191,7 +191,8 @@ def test_simpletuner_prefers_captions_of_the_only_conditioning_data_set(tmp_path
     text(sources / "cat.txt", "of the source")
     path = backends(
         tmp_path,
-        {"id": "e", "instance_data_dir": str(targets), "caption_strategy": "textfile", "conditioning_data": "c"},
+        {"id": "e", "instance_data_dir": str(targets), "caption_strategy": "textfile",
+         "conditioning_data": "c"},
         {"id": "c", "conditioning_type": "reference_loose", "instance_data_dir": str(sources),
          "caption_strategy": "textfile"},
     )  # fmt: skip

@@ -35,7 +35,7 @@ def read_metadata(path: Path, options: Options, into: Collector) -> None:
     """Fill `into` from metadata.csv or .jsonl of an image folder."""
     columns, files, kinds = None, {}, {}
     for place, row in read_rows(path):
-        new = {name for name in row if (_column(name) if _FILE.fullmatch(name) else name) not in kinds}
+        new = [name for name in row if (_column(name) if _FILE.fullmatch(name) else name) not in kinds]
         if columns is None or new:
             files |= {_column(name): name for name in new if _FILE.fullmatch(name)}
             kinds |= {_column(name) if _FILE.fullmatch(name) else name: _kind(row[name]) for name in new}

@@ -50,6 +50,15 @@ class Install:
         text = (self.root / "comfyui_version.py").read_text(encoding="utf-8")
         return re.search(r'__version__\s*=\s*"([^"]+)"', text)[1]
 
+    def at_least(self, version: str) -> bool:
+        """Whether it is this version or a newer one."""
+        return version_numbers(self.version) >= version_numbers(version)
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """0.33.0 as something to compare."""
+    return tuple(int(number) for number in version.split("."))
+
 
 def find_installs() -> tuple[list[Install], str]:
     """Every ComfyUI named by COMFYUI_PATH (or at the default places), and what is missing."""

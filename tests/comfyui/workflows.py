@@ -11,10 +11,11 @@ from .server import PACK, Graph
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 _NOTES = ("Note", "MarkdownNote")
-_WIDGETS = ("STRING", "INT", "FLOAT", "BOOLEAN", "COMBO")
+WIDGETS = ("STRING", "INT", "FLOAT", "BOOLEAN", "COMBO")
 _RUNS = 0  # a node's mode; 2 is muted, 4 bypassed
 
 ObjectInfo = dict[str, dict[str, Any]]
+Spec = tuple[Any, dict[str, Any]]  # an input's kind (an old combo's is the list of its choices) and options
 
 
 def read_graph(path: Path, nodes: ObjectInfo) -> Graph:
@@ -38,30 +39,68 @@ def read_graph(path: Path, nodes: ObjectInfo) -> Graph:
 
 def _inputs(node: dict[str, Any], known: dict[str, Any], links: dict[int, list]) -> dict[str, Any]:
     """Values of the widgets and links, by input name."""
-    specs = dict(_specs(known))
-    names = [name for name, (kind, _) in specs.items() if isinstance(kind, list) or kind in _WIDGETS]
-    widgets = [slot for name in names for slot in (name, *_companions(specs[name][1]))]
+    specs = dict(input_specs(known))
+    names = [name for name, (kind, _) in specs.items() if isinstance(kind, list) or kind in WIDGETS]
+    widgets = [slot for name in names for slot in (name, *companions(specs[name][1]))]
     values = node.get("widgets_values", [])
-    assert len(values) == len(widgets), f"{node['type']} has widgets {widgets}, the file holds {values}"
-    inputs = {name: value for name, value in zip(widgets, values, strict=True) if name in specs}
+    assert len(values) <= len(widgets), f"{node['type']} has widgets {widgets}, the file holds {values}"
+    # Newer versions may have given a node more widgets; the interface leaves those at their defaults.
+    inputs = {name: default_value(specs[name]) for name in names}
+    inputs |= {name: value for name, value in zip(widgets, values, strict=False) if name in specs}
+    for name in names:
+        assert fits(inputs[name], specs[name]), f"{node['type']}.{name} cannot be {inputs[name]!r}"
     for socket in node["inputs"]:
         assert socket["name"] in specs, f"{node['type']} has no input {socket['name']}"
         if socket["link"] is not None:
             source, slot, kind = links[socket["link"]]
-            assert specs[socket["name"]][0] == kind, f"{node['type']}.{socket['name']} is no {kind}"
+            wanted = specs[socket["name"]][0]
+            assert wanted in (kind, "*"), f"{node['type']}.{socket['name']} is no {kind}"
             inputs[socket["name"]] = [source, slot]
     return inputs
 
 
-def _specs(known: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, dict[str, Any]]]]:
+def choices(spec: Spec) -> list[Any] | None:
+    """What a combo offers; None for another widget."""
+    kind, options = spec
+    return kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
+
+
+def default_value(spec: Spec) -> Any:
+    """What the interface puts into a widget that nothing was said about."""
+    kind, options = spec
+    if "default" in options:
+        return options["default"]
+    if offered := choices(spec):
+        return offered[0]
+    return {"STRING": "", "INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(kind)
+
+
+def fits(value: Any, spec: Spec) -> bool:
+    """Whether a widget takes a value; a file of models or pictures that is not on this machine passes."""
+    kind, options = spec
+    if (offered := choices(spec)) is not None:
+        return value in offered or str(value).endswith((".safetensors", ".png", ".jpg")) or not offered
+    if kind == "STRING":
+        return isinstance(value, str)
+    if kind == "BOOLEAN":
+        return isinstance(value, bool)
+    number = isinstance(value, int if kind == "INT" else (int, float)) and not isinstance(value, bool)
+    return number and options.get("min", value) <= value <= options.get("max", value)
+
+
+def input_specs(known: dict[str, Any]) -> Iterator[tuple[str, Spec]]:
+    """Inputs of a node in the order of its widgets: name, kind (a list for an old combo) and options."""
     for group in ("required", "optional"):
         for name, (kind, *options) in known["input"].get(group, {}).items():
             yield name, (kind, options[0] if options else {})
 
 
-def _companions(options: dict[str, Any]) -> Iterator[str]:
-    """Widgets the interface adds by itself, which have a value in the file and none on the server."""
+def companions(options: dict[str, Any], values: bool = False) -> Iterator[str]:
+    """Widgets the interface adds by itself, which have a value in the file and none on the server.
+
+    Their names, which are no input's, or the values that leave the one they accompany alone.
+    """
     if options.get("control_after_generate"):
-        yield "(control after generate)"
+        yield "fixed" if values else "(control after generate)"
     if options.get("image_upload"):
-        yield "(upload)"
+        yield "image" if values else "(upload)"

@@ -1,0 +1,137 @@
+"""Tables as Hugging Face `datasets` writes them: the same samples and the same pixels come back."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hywu_core.data.paired import Options, PairedDataset
+from hywu_core.data.paired import tables as our_tables
+from hywu_core.data.paired.file_hashes import FileHashes
+from hywu_core.errors import HywuError
+
+
+def colour(index: int, number: int = 0) -> tuple[int, int, int]:
+    return (40 * index + 5, 60 * number + 3, 77)
+
+
+def png(rgb) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (6, 4), rgb).save(file, "PNG")
+    return file.getvalue()
+
+
+def seen(picture) -> tuple[int, int, int]:
+    """The colour of a picture that has one."""
+    pixels = np.asarray(picture.rgb())
+    assert pixels.shape == (4, 6, 3)
+    assert (pixels == pixels[0, 0]).all()
+    return tuple(int(value) for value in pixels[0, 0])
+
+
+@pytest.fixture
+def written():
+    """Five edits in the columns of diffusers' InstructPix2Pix script."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        input_image=datasets.Image(), edit_prompt=datasets.Value("string"), edited_image=datasets.Image()
+    )
+    rows = [
+        {
+            "input_image": {"bytes": png(colour(i, 1)), "path": None},
+            "edit_prompt": f"edit {i}",
+            "edited_image": {"bytes": png(colour(i)), "path": None},
+        }
+        for i in range(5)
+    ]
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def check(data: PairedDataset, indices=range(5)) -> None:
+    assert data.convention == "huggingface"
+    assert [sample.prompt for sample in data] == [f"edit {i}" for i in indices]
+    for index, sample in zip(indices, data, strict=True):
+        assert sample.target.size() == (6, 4)
+        assert seen(sample.target) == colour(index)
+        assert [seen(control) for control in sample.controls] == [colour(index, 1)]
+
+
+def test_parquet_of_several_row_groups(written, tmp_path):
+    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    path.parent.mkdir()
+    written.to_parquet(path, batch_size=2)
+    check(PairedDataset.load(tmp_path))
+    check(PairedDataset.load(path))
+    data = PairedDataset.load(path)
+    assert [seen(data[i].target) for i in (4, 0, 3, 1, 2)] == [colour(i) for i in (4, 0, 3, 1, 2)]
+    assert len({FileHashes().of(sample.target) for sample in data}) == 5
+
+
+def test_what_save_to_disk_writes(written, tmp_path):
+    written.save_to_disk(tmp_path / "set", num_shards=2)
+    check(PairedDataset.load(tmp_path / "set"))
+
+
+def test_of_several_splits_one_is_read(written, tmp_path):
+    import datasets
+
+    parts = {"train": written.select([0, 3, 4]), "test": written.select([1, 2])}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "set")
+    check(PairedDataset.load(tmp_path / "set"), (0, 3, 4))
+    check(PairedDataset.load(tmp_path / "set", Options(split="test")), (1, 2))
+    with pytest.raises(HywuError, match=r"no split 'dev'; choose one with --split: train, test"):
+        PairedDataset.load(tmp_path / "set", Options(split="dev"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "disk"])
+def test_lists_of_controls_and_empty_cells(kind, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {
+            "target": {"bytes": png(colour(i)), "path": "t.png"},
+            "control_images": [{"bytes": png(colour(i, n)), "path": None} for n in range(1, 1 + i)] or None,
+            "prompt": None if i == 2 else f"p{i}",
+        }
+        for i in range(3)
+    ]
+    features = datasets.Features(
+        target=datasets.Image(),
+        control_images=datasets.Sequence(datasets.Image()),
+        prompt=datasets.Value("string"),
+    )
+    table = datasets.Dataset.from_list(rows, features=features)
+    table.to_parquet(tmp_path / "a.parquet") if kind == "parquet" else table.save_to_disk(tmp_path)
+    with pytest.raises(HywuError, match="1 of 3 samples lack a control image"):
+        PairedDataset.load(tmp_path)
+    data = PairedDataset.load(tmp_path, Options(allow_missing_controls=True))
+    assert [[seen(c) for c in sample.controls] for sample in data] == [
+        [],
+        [colour(1, 1)],
+        [colour(2, 1), colour(2, 2)],
+    ]
+    assert [sample.prompt for sample in data] == ["p0", "p1", ""]
+
+
+def test_tables_that_name_files(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for name in ("t.png", "s.png"):
+        (tmp_path / name).write_bytes(png(colour(0, name == "s.png")))
+    row = {"file_name": "t.png", "source_image_file_name": "s.png", "text": "edit 0"}
+    datasets.Dataset.from_list([row]).to_parquet(tmp_path / "metadata.parquet")
+    check(PairedDataset.load(tmp_path), [0])
+
+
+def test_a_damaged_table_is_one_sentence(written, tmp_path):
+    path = tmp_path / "a.parquet"
+    written.to_parquet(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(HywuError, match="is not a complete parquet file"):
+        PairedDataset.load(path)
+
+
+def test_without_the_package_it_is_said_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setattr(our_tables, "find_spec", lambda name: None)
+    with pytest.raises(HywuError, match="pip install pyarrow"):
+        PairedDataset.load(tmp_path)

@@ -25,7 +25,7 @@ def combine_adapters(
     if operation not in OPERATIONS:
         raise HywuError(f"Unknown operation {operation!r}; choose one of {', '.join(OPERATIONS)}.")
     if b is None and operation in _NEED_TWO:
-        raise HywuError(f"To {operation} needs two adapters; connect the second one.")
+        raise HywuError(f"The operation {operation!r} needs two adapters; connect the second one.")
     if max_rank < 0:
         raise HywuError(f"The rank bound is {max_rank}; it must be 0 (no bound) or positive.")
     rank = max_rank or None

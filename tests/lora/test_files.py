@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+from datetime import datetime
 
 import pytest
 import torch
@@ -91,6 +92,91 @@ def test_the_header_says_what_it_is_and_where_it_comes_from(tmp_path):
     assert header["ss_tag"] == "y"
     assert header["hywu.generator_sha256"] == "ab"
     assert load_adapter(path).provenance["base"] == "flux-x"
+
+
+QWEN_NAMES = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.img_mod.1")
+
+
+def test_the_header_has_every_line_that_model_managers_and_we_read(tmp_path):
+    provenance = {
+        "base": "Qwen/Qwen-Image-Edit-2509",
+        "encoder": "google/siglip2-so400m-patch14-384",
+        "generator_sha256": "ab" * 32,
+        "condition_sha256": "cd" * 32,
+        "prompt": "make it old",
+    }
+    adapter = adapter_of(QWEN_NAMES, provenance=provenance)
+    path = save_adapter(adapter, tmp_path / "x.safetensors", index=1, strength=-0.5)
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    assert datetime.fromisoformat(header.pop("modelspec.date")).tzinfo is not None
+    assert header == {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "Qwen-Image-Edit-Plus/lora",
+        "modelspec.title": "x",
+        "modelspec.implementation": "hywu",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "3",
+        "ss_network_alpha": "3",
+        "ss_base_model_version": "qwen_image",
+        "hywu.format_version": "1",
+        "hywu.key_format": "comfy",
+        "hywu.scale": "1.0",
+        "hywu.strength": "-0.5",
+        "hywu.base": "Qwen/Qwen-Image-Edit-2509",
+        "hywu.encoder": "google/siglip2-so400m-patch14-384",
+        "hywu.generator_sha256": "ab" * 32,
+        "hywu.condition_sha256": "cd" * 32,
+    }
+    with safe_open(save_peft(adapter, tmp_path / "peft") / "adapter_model.safetensors", "pt") as file:
+        in_folder = file.metadata()
+    assert in_folder["hywu.generator_sha256"] == "ab" * 32
+    assert "make it old" not in str(in_folder)
+
+
+@pytest.mark.parametrize("save", [save_adapter, save_peft])
+def test_the_prompt_is_written_only_when_asked_and_never_passed_on_by_itself(tmp_path, save):
+    adapter = adapter_of(provenance={"prompt": "make it old"})
+    told = load_adapter(save(adapter, tmp_path / "a", include_prompt=True))
+    again = save(told, tmp_path / "b")
+    for where, known in ((tmp_path / "a", True), (tmp_path / "b", False)):
+        files = [where] if where.is_file() else list(where.iterdir())
+        assert any(b"make it old" in file.read_bytes() for file in files) == known
+    assert "prompt" not in load_adapter(again).provenance
+
+
+def test_strengths_of_saving_twice_multiply(tmp_path):
+    first = load_adapter(save_adapter(adapter_of(), tmp_path / "a.safetensors", strength=0.5))
+    second = load_adapter(save_adapter(first, tmp_path / "b.safetensors", strength=3.0))
+    assert second.provenance["strength"] == "1.5"
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bit_files_are_read_exactly(tmp_path, dtype):
+    every = torch.arange(256, dtype=torch.uint8).view(dtype)
+    values = every[every.float().isfinite()][None]
+    file = {"x.lora_A.weight": values, "x.lora_B.weight": torch.ones(2, 1).to(dtype)}
+    save_file(file, tmp_path / "x.safetensors")
+    loaded = load_adapter(tmp_path / "x.safetensors")
+    assert loaded.dtype == torch.float16
+    assert torch.equal(loaded["x"][0][0].float(), values.float())
+
+
+def test_the_weights_of_a_peft_folder_are_read_with_their_configuration(tmp_path):
+    adapter = adapter_of(scale=0.5)
+    folder = save_peft(adapter, tmp_path / "peft")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 6}))
+    loaded = load_adapter(folder / "adapter_model.safetensors")
+    torch.testing.assert_close(update(loaded, FLUX_NAMES[0]), 2 * update(adapter, FLUX_NAMES[0]))
+
+
+def test_a_native_adapter_saved_as_a_folder_is_scaled_once(tmp_path):
+    adapter = adapter_of(RELEASE_NAMES[:1], scale=4.0)
+    native = load_adapter(save_adapter(adapter, tmp_path / "a.safetensors"))
+    loaded = load_adapter(save_peft(native, tmp_path / "b"))
+    torch.testing.assert_close(update(loaded, RELEASE_NAMES[0]), update(adapter, RELEASE_NAMES[0]))
 
 
 def test_saving_a_loaded_adapter_again_does_not_bake_twice(tmp_path):

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from hywu_core.errors import HywuError
-from hywu_core.lora.architectures import FLUX, QWEN_IMAGE, architecture_of
-from hywu_core.lora.keys import Factors, from_file, resolve_format, to_file
+from hywu_core.lora.architectures import FLUX, QWEN_IMAGE, architecture_for, architecture_of
+from hywu_core.lora.factors import Factors
+from hywu_core.lora.keys import format_of, from_file, resolve_format, to_file
 
 WIDTH, RANK = 8, 2
 
@@ -133,7 +134,14 @@ def test_text_encoder_parts_are_skipped_aloud(caplog):
         ({"x.lora_A.weight": (0, 3), "x.lora_B.weight": (3, 0)}, "do not fit"),
         ({"x.lora_A.weight": (2,), "x.lora_B.weight": (2,)}, "do not fit"),
         ({"x.lora_A.weight": (2, 3), "x.lora_B.weight": (3, 2), "x.alpha": (2,)}, "alpha of 'x'"),
-        ({"x.lora_A.weight": (2, 3), "x.lora_B.weight": (3, 2), "x.dora_scale": (3, 1)}, "dora_scale"),
+        ({"x.lora_A.weight": (2, 3), "x.lora_B.weight": (3, 2), "x.dora_scale": (3, 1)}, "is a DoRA"),
+        ({"x.hada_w1_a": (2, 3), "x.alpha": ()}, r"is a LoHa \('x.hada_w1_a'\)"),
+        ({"x.lokr_w1": (2, 3)}, "is a LoKr"),
+        ({"x.lora_mid.weight": (2, 2, 3, 3)}, "Tucker"),
+        ({"img_in.lora_A.weight": (2, 3), "img_in.lora_B.bias": (3,)}, "LoRA with biases"),
+        ({"diffusion_model.img_in.diff": (3, 3)}, "full difference"),
+        ({"lora_unet_input_blocks_1_attn.oft_blocks": (2, 2, 2)}, "is a OFT"),
+        ({"double_blocks.0.processor.qkv_lora1.down.weight": (2, 3)}, "only A of"),
         ({"lora_unet_input_blocks_1.lora_down.weight": (2, 3),
           "lora_unet_input_blocks_1.lora_up.weight": (3, 2)}, "neither FLUX nor Qwen-Image"),
         ({"double_blocks.0.img_attn.qkv.lora_A.weight": (2, 8),
@@ -145,6 +153,52 @@ def test_text_encoder_parts_are_skipped_aloud(caplog):
 def test_what_is_not_a_whole_plain_lora_is_refused(file, message):
     with pytest.raises(HywuError, match=message):
         from_file({key: torch.zeros(shape) for key, shape in file.items()})
+
+
+def test_the_last_modulation_of_flux_is_turned_between_its_namings():
+    f = Factors(torch.randn(RANK, WIDTH), torch.arange(4.0 * RANK).reshape(4, RANK))
+    for file in (
+        to_file({"norm_out.linear": f, "x_embedder": f}, "kohya"),
+        {
+            "diffusion_model.final_layer.adaLN_modulation.1.lora_A.weight": f.A,
+            "diffusion_model.final_layer.adaLN_modulation.1.lora_B.weight": f.B.roll(2, dims=0),
+        },
+    ):
+        assert torch.equal(from_file(file)["norm_out.linear"].B, f.B)
+    up = to_file({"norm_out.linear": f, "x_embedder": f}, "kohya")[
+        "lora_unet_final_layer_adaLN_modulation_1.lora_up.weight"
+    ]
+    assert torch.equal(up, f.B.roll(2, dims=0))
+    assert architecture_of(["norm_out.linear", "single_transformer_blocks.0.proj_mlp"]) is FLUX
+
+
+def test_a_file_of_another_backbone_is_written_in_the_format_it_came_in():
+    wan = ["blocks.0.self_attn.q", "blocks.0.ffn.2"]
+    file = {f"diffusion_model.{n}.lora_{x}.weight": torch.ones(2, 2) for n in wan for x in "AB"}
+    assert format_of(file) == "comfy"
+    factors = from_file(file)
+    assert list(factors) == wan
+    came_in = resolve_format("auto", factors, "comfy")
+    assert to_file(factors, came_in).keys() == file.keys()
+    assert resolve_format("auto", factors) == "native"
+    assert resolve_format("auto", ALL["flux"], "kohya") == "comfy"
+
+
+@pytest.mark.parametrize(
+    ("base", "architecture", "name"),
+    [
+        ("Qwen/Qwen-Image", QWEN_IMAGE, "Qwen-Image/lora"),
+        ("Qwen/Qwen-Image-Edit", QWEN_IMAGE, "Qwen-Image-Edit/lora"),
+        ("Qwen/Qwen-Image-Edit-2509", QWEN_IMAGE, "Qwen-Image-Edit-Plus/lora"),
+        ("qwen_image_edit_2511_bf16", QWEN_IMAGE, "Qwen-Image-Edit-2511/lora"),
+        ("", QWEN_IMAGE, "Qwen-Image-Edit-Plus/lora"),
+        ("black-forest-labs/FLUX.1-Kontext-dev", FLUX, "Flux.1-dev/lora"),
+    ],
+)
+def test_headers_call_backbones_what_other_trainers_call_them(base, architecture, name):
+    assert architecture.modelspec_of(base) == name
+    attention = ["transformer_blocks.0.attn.to_q"]  # of FLUX or of Qwen-Image: the id says
+    assert architecture_for(attention, base) is (architecture if base else None)
 
 
 def test_formats_that_have_no_names_for_the_targets_are_refused():

@@ -36,6 +36,7 @@ MAY_SEE = {
     "generator": GROUND | {"lora", "tokens", "conditions"},
     "generate": GROUND | GENERATION - {"generate"},
     "apply": GROUND | {"lora"},
+    "heat_map": GROUND | {"lora"},
     "backbones": GROUND | {"embedded"},
     "data": GROUND | {"embedded", "images"},
     "pipeline": GROUND | GENERATION | {"apply", "backbones", "embedded"},
@@ -46,7 +47,7 @@ MAY_SEE = {
     | {"apply", "backbones", "data", "embedded", "images", "pipeline", "train"},
     "study": GROUND | COMMAND | {"studies"},
     "bench": GROUND | GENERATION | COMMAND | {"apply", "backbones", "embedded", "images", "pipeline"},
-    "nodes": GROUND | GENERATION | {"apply", "embedded"},
+    "nodes": GROUND | GENERATION | {"heat_map", "apply", "embedded"},
 }
 
 INSIDE_COMFYUI = {"torch", "safetensors", "transformers", "tokenizers", "einops", "numpy", "PIL"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,6 @@ from ...errors import HywuError
 from .collect import Collector, Sample
 from .detect import detect
 from .options import Options
-
-_log = logging.getLogger("hywu")
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,6 @@ class PairedDataset(Sequence[Sample]):
         found.read(found.path, options, samples)
         if not samples and not samples.missing_targets.count:
             raise HywuError(f"{found.path} ({found.convention}) has no samples.")
-        _log.info("%s: %d samples (%s)", found.path, len(samples), found.convention)
         return cls(found.convention, found.path, samples)
 
     def check_complete(self, options: Options) -> None:

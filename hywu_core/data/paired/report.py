@@ -68,7 +68,7 @@ class Report:
 
     def sentence(self) -> str:
         """All errors in one sentence, with what to do; empty if there are none."""
-        said = [f"{p.found.count} {p.what} (such as {p.found.examples[0]})" for p in self.errors]
+        said = [f"{p.what}: {p.found.count} (such as {p.found.examples[0]})" for p in self.errors]
         if not said:
             return ""
         allowed = any(problem.kind == "missing_controls" for problem in self.errors)
@@ -157,21 +157,21 @@ def make_report(data: PairedDataset, seen: Scan, buckets: Buckets, allow_missing
         control_sizes=dict(seen.controls.most_common()),
         buckets=dict(in_buckets.most_common()),
         problems=(
-            Problem("missing_targets", True, "edited images are missing", samples.missing_targets),
+            Problem("missing_targets", True, "missing edited images", samples.missing_targets),
             Problem(
                 "missing_controls",
                 not allow_missing_controls,
-                "samples lack a control image",
+                "samples lacking a control image",
                 samples.missing_controls,
             ),
-            Problem("unreadable", True, "images cannot be read", seen.unreadable),
-            Problem("identical", False, "samples have their target as control", seen.identical),
-            Problem("alike", False, "samples have a control that hardly differs from the target", seen.alike),
-            Problem("duplicates", False, "samples are copies of others", seen.duplicates),
-            Problem("same_targets", False, "targets are those of other samples too", seen.same_targets),
-            Problem("orphans", False, "control images belong to no target", samples.orphans),
-            Problem("empty_captions", False, "samples have no caption", empty),
-            Problem("variable_controls", False, "samples have another number of controls", variable),
+            Problem("unreadable", True, "unreadable images", seen.unreadable),
+            Problem("identical", False, "samples whose target is their own control", seen.identical),
+            Problem("alike", False, "samples with a control that hardly differs from the target", seen.alike),
+            Problem("duplicates", False, "samples that are copies of others", seen.duplicates),
+            Problem("same_targets", False, "targets that other samples have, too", seen.same_targets),
+            Problem("orphans", False, "control images of no target", samples.orphans),
+            Problem("empty_captions", False, "samples without a caption", empty),
+            Problem("variable_controls", False, "samples with another number of controls", variable),
         ),
         notes=dict(samples.notes),
         memory=samples.nbytes,
@@ -211,12 +211,11 @@ def _problems(title: str, problems: Iterable[Problem]) -> list[str]:
     if not there:
         return ["", f"{title}: none"]
     lines = ["", title]
-    width = max(len(f"{problem.found.count:,}") for problem in there)
     for problem in there:
-        lines.append(f"  {problem.found.count:>{width},}  {problem.what}")
-        lines += [f"  {'':{width}}    {example}" for example in problem.found.examples[:_SHOWN]]
+        lines.append(f"  {problem.what}: {problem.found.count:,}")
+        lines += [f"      {example}" for example in problem.found.examples[:_SHOWN]]
         if problem.found.count > _SHOWN:
-            lines.append(f"  {'':{width}}    ... and {problem.found.count - _SHOWN:,} more")
+            lines.append(f"      ... and {problem.found.count - _SHOWN:,} more")
     return lines
 
 

@@ -16,7 +16,7 @@ from .lora.norm_table import NormBand, NormTable
 
 Colour = tuple[int, int, int]
 
-# From dark blue to light yellow: the lightness (OKLab's) rises evenly, and people with any of the usual colour
+# From dark blue to light yellow: lightness (OKLab's) rises evenly, and people with any of the usual colour
 # blindnesses tell these two hues apart. The web extension has the same anchors.
 ANCHORS = ("#141235", "#1e2a63", "#1c4a7d", "#1a6a86", "#2f8a83", "#63a878", "#a5c16b", "#dcd977", "#fff3ad")
 _BACKGROUND, _TEXT, _FAINT, _GAP = (30, 31, 34), (232, 233, 236), (160, 163, 170), (52, 54, 59)

@@ -9,6 +9,7 @@ from .condition import EncodeCondition
 from .embedded import EmbeddedEncode
 from .folders import register_model_folders
 from .generate import GenerateLoRA
+from .inspect_adapter import InspectAdapter
 from .load_adapter import LoadAdapter
 from .loader import LoadGenerator
 from .save import SaveAdapter
@@ -21,6 +22,7 @@ NODES = [
     SaveAdapter,
     LoadAdapter,
     CombineAdapters,
+    InspectAdapter,
     EmbeddedEncode,
 ]
 

@@ -24,6 +24,7 @@ SOCKETS = {
     "HYWU_SaveAdapter": ("Save Adapter", ["HYWU_ADAPTER", "STRING", "FLOAT", "INT", "BOOLEAN"], []),
     "HYWU_LoadAdapter": ("Load Adapter", [], ["HYWU_ADAPTER"]),
     "HYWU_CombineAdapters": ("Combine Adapters", ["HYWU_ADAPTER", "FLOAT", "INT"], ["HYWU_ADAPTER"]),
+    "HYWU_InspectAdapter": ("Inspect Adapter", ["HYWU_ADAPTER", "INT"], ["IMAGE", "STRING"]),
     "HYWU_EmbeddedEncode": (
         "HY-WU Embedded Encode",
         ["IMAGE", "STRING", "VAE"],

@@ -7,6 +7,14 @@ from collections import Counter, defaultdict
 import pytest
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests of a GPU where there is none; `python tests/run.py -m gpu` runs only those."""
+    if item.get_closest_marker("gpu") is not None:
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU here: torch.cuda is not available")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List skipped tests under their reasons; the cases of one parametrised test share a line."""
     skipped: defaultdict[str, Counter[str]] = defaultdict(Counter)

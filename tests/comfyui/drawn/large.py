@@ -1,4 +1,4 @@
-"""The workflows for large models: their stock graphs with a generated LoRA; the files are for users to get."""
+"""Workflows for large models: their stock graphs with a generated LoRA; the files are the user's to get."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ modules work as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from types import TracebackType
 
 import torch
@@ -17,74 +17,25 @@ from torch import Tensor, nn
 from ..errors import HywuError
 from ..lora.adapter import Adapter
 from ..lora.spec import is_linear
-from .linear import low_rank_update
-
-
-class _SidePath:
-    """One low-rank update of one module."""
-
-    A: Tensor
-    B: Tensor
-    scale: float
-    dispatcher: _Dispatcher | None = None
-
-    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
-        if self.scale == 0:
-            return y
-        # y is the module's own fresh output: nobody else holds it, and without autograd it may be reused.
-        return low_rank_update(y, x, self.A, self.B, self.scale, inplace=not torch.is_grad_enabled())
-
-
-class _Dispatcher:
-    """The forward of a module with attachments: its own forward, then the side paths in order."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.own: Callable[..., Tensor] = module.forward
-        self.overridden = "forward" in module.__dict__  # some other tool shadows the class's forward already
-        self.paths: tuple[_SidePath, ...] = ()
-
-    def __call__(self, *args, **kwargs) -> Tensor:
-        y = self.own(*args, **kwargs)
-        x = args[0] if args else next(iter(kwargs.values()))
-        for path in self.paths:
-            y = path(y, x)
-        return y
-
-    @staticmethod
-    def add(module: nn.Module, path: _SidePath) -> None:
-        dispatcher = module.__dict__.get("forward")
-        if not isinstance(dispatcher, _Dispatcher):
-            dispatcher = _Dispatcher(module)
-            module.forward = dispatcher
-        dispatcher.paths += (path,)
-        path.dispatcher = dispatcher
-
-    @staticmethod
-    def drop(module: nn.Module, path: _SidePath) -> None:
-        dispatcher = path.dispatcher
-        dispatcher.paths = tuple(other for other in dispatcher.paths if other is not path)
-        # If another tool has put its own forward over ours since, ours stays below it, without effect.
-        if not dispatcher.paths and module.__dict__.get("forward") is dispatcher:
-            if dispatcher.overridden:
-                module.forward = dispatcher.own
-            else:
-                del module.forward
+from .dispatcher import Dispatcher, SidePath, Site
+from .experts import Experts
 
 
 class Attachment:
     """An adapter on a model; a context manager. Made by `attach`."""
 
     def __init__(self, model: nn.Module, adapter: Adapter, strength: float = 1.0) -> None:
-        self._modules = _find_modules(model, adapter)
-        self._paths: dict[str, _SidePath] = {name: _SidePath() for name in self._modules}
+        self._places = _find_places(model, adapter)
+        self._paths = {name: SidePath() for name in self._places}
+        self._sites = [site for name, path in self._paths.items() for site in self._places[name].sites(path)]
         self._strength = float(strength)
         self._own_tensors = False
         self._attached = False
         self._load(adapter)
         try:
             self._attached = True
-            for name, module in self._modules.items():
-                _Dispatcher.add(module, self._paths[name])
+            for site in self._sites:
+                site.install()
         except BaseException:
             self.remove()
             raise
@@ -115,15 +66,15 @@ class Attachment:
         """
         if not self._attached:
             raise HywuError("This attachment was removed; attach the adapter anew.")
-        if adapter.keys() != self._modules.keys():
-            difference = adapter.keys() ^ self._modules.keys()
+        if adapter.keys() != self._places.keys():
+            difference = adapter.keys() ^ self._places.keys()
             raise HywuError(
-                f"The adapter to swap in has {len(adapter)} targets, the attached one {len(self._modules)}; "
+                f"The adapter to swap in has {len(adapter)} targets, the attached one {len(self._places)}; "
                 f"they differ in {len(difference)} names, such as {min(difference)!r}. Remove this one, "
                 "then attach the other."
             )
-        for name, module in self._modules.items():
-            _check_fits(name, module, adapter)
+        for name, place in self._places.items():
+            place.check(*adapter[name])
         self._load(adapter)
 
     def remove(self) -> None:
@@ -131,9 +82,8 @@ class Attachment:
         if not self._attached:
             return
         self._attached = False
-        for name, module in self._modules.items():
-            if self._paths[name].dispatcher is not None:
-                _Dispatcher.drop(module, self._paths[name])
+        for site in self._sites:
+            site.remove()
 
     def __enter__(self) -> Attachment:
         return self
@@ -163,7 +113,8 @@ class Attachment:
                     path.A.copy_(A)
                     path.B.copy_(B)
                 else:
-                    path.A, path.B = _own(A, self._modules[name]), _own(B, self._modules[name])
+                    weight = self._places[name].weight
+                    path.A, path.B = _own(A, weight), _own(B, weight)
         self._own_tensors = True
 
 
@@ -174,7 +125,8 @@ def attach(model: nn.Module, adapter: Adapter, strength: float = 1.0) -> Attachm
         handle = attach(model, adapter); ...; handle.swap(other); ...; handle.remove()
 
     An adapter with batch 1 serves every row of the activations; one with batch P serves batches of k * P
-    rows, k consecutive rows each. Gradients flow to A and B if they require grad.
+    rows, k consecutive rows each. Gradients flow to A and B if they require grad. A target with an expert
+    axis goes to the experts of that name, see `experts.py`.
 
     With activation checkpointing, keep the attachment until after `backward`, which runs the forward again.
     With torch.compile, attach once and `swap`: a new attachment is a new graph.
@@ -184,12 +136,46 @@ def attach(model: nn.Module, adapter: Adapter, strength: float = 1.0) -> Attachm
     return Attachment(model, adapter, strength)
 
 
-def _find_modules(model: nn.Module, adapter: Adapter) -> dict[str, nn.Module]:
-    modules: dict[str, nn.Module] = {}
+class _Linear:
+    """The one linear that a target name stands for; as `Experts` are for a name with an expert axis."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.name, self.module = name, model.get_submodule(name)
+        if not is_linear(self.module):
+            raise HywuError(
+                f"Target {name!r} is a {type(self.module).__name__}; only linear layers can be adapted."
+            )
+
+    @property
+    def weight(self) -> Tensor | None:
+        """Where the adapter's tensors are to be, and in what dtype."""
+        return getattr(self.module, "weight", None)
+
+    def check(self, A: Tensor, B: Tensor) -> None:
+        """HywuError unless A (P, r, d_in) and B (P, d_out, r) are for this linear."""
+        module = self.module
+        if A.dim() != 3:
+            raise HywuError(
+                f"Target {self.name!r} has an expert axis of {A.shape[1]} in the adapter, but is one linear "
+                "in the model; this adapter is for another backbone."
+            )
+        if (A.shape[-1], B.shape[-2]) != (module.in_features, module.out_features):
+            raise HywuError(
+                f"Target {self.name!r} is {module.in_features} -> {module.out_features} in the model, but "
+                f"{A.shape[-1]} -> {B.shape[-2]} in the adapter; this adapter is for another backbone."
+            )
+
+    def sites(self, path: SidePath) -> Iterator[Site]:
+        """Where a path has to act for this target."""
+        yield Site(self.module, Dispatcher, path)
+
+
+def _find_places(model: nn.Module, adapter: Adapter) -> dict[str, _Linear | Experts]:
+    places: dict[str, _Linear | Experts] = {}
     missing: list[str] = []
-    for name in adapter:
+    for name, (A, _) in adapter.items():
         try:
-            modules[name] = model.get_submodule(name)
+            places[name] = _Linear(model, name) if A.dim() == 3 or _has(model, name) else Experts(model, name)
         except AttributeError:
             missing.append(name)
     if missing:
@@ -197,29 +183,20 @@ def _find_modules(model: nn.Module, adapter: Adapter) -> dict[str, nn.Module]:
             f"{type(model).__name__} has no module for {len(missing)} of the adapter's {len(adapter)} "
             f"targets, such as {missing[0]!r}; this adapter is for another backbone."
         )
-    for name, module in modules.items():
-        _check_fits(name, module, adapter)
-    return modules
+    for name, place in places.items():
+        place.check(*adapter[name])
+    return places
 
 
-def _check_fits(name: str, module: nn.Module, adapter: Adapter) -> None:
-    A, B = adapter[name]
-    if not is_linear(module):
-        raise HywuError(f"Target {name!r} is a {type(module).__name__}; only linear layers can be adapted.")
-    if A.dim() != 3:
-        raise HywuError(
-            f"Target {name!r} has an expert axis of {A.shape[1]}; grouped experts cannot be attached."
-        )
-    if (A.shape[-1], B.shape[-2]) != (module.in_features, module.out_features):
-        raise HywuError(
-            f"Target {name!r} is {module.in_features} -> {module.out_features} in the model, but "
-            f"{A.shape[-1]} -> {B.shape[-2]} in the adapter; this adapter is for another backbone."
-        )
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        return is_linear(model.get_submodule(name))
+    except AttributeError:
+        return False
 
 
-def _own(tensor: Tensor, module: nn.Module) -> Tensor:
-    """A contiguous copy on the module's device and, unless its weight is quantised, in its dtype."""
-    weight = getattr(module, "weight", None)
+def _own(tensor: Tensor, weight: Tensor | None) -> Tensor:
+    """A contiguous copy on the weight's device and, unless the weight is quantised, in its dtype."""
     if not isinstance(weight, Tensor) or weight.device.type == "meta":
         return tensor.clone(memory_format=torch.contiguous_format)
     dtype = weight.dtype if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else tensor.dtype

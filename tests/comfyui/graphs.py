@@ -60,6 +60,11 @@ class EditGraph(Builder):
         usual |= {"index": 0, "include_prompt": False, "filename_prefix": prefix}
         return self.add("HYWU_SaveAdapter", outputs=0, adapter=adapter, **(usual | settings))
 
+    def apply(self, adapter: Link, model: Link | None = None, **settings: Any) -> Link:
+        """The model, or another one, with an adapter beside it."""
+        usual = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "branch": "both", "mode": "auto"}
+        return self.add("HYWU_ApplyLoRA", model=model or self.model, adapter=adapter, **(usual | settings))
+
     def sample(self, model: Link) -> str:
         """Sample with this model; the id of a Save Latent node."""
         samples = self.add(

@@ -11,6 +11,7 @@ from comfy_api.v0_0_2 import io
 
 from ..hywu_core.lora import Adapter, save_adapter, save_peft
 from ..hywu_core.lora.architectures import describe_backbone
+from ..hywu_core.lora.keys import resolve_format
 from ..hywu_core.lora.numbered import save_numbered
 from .sockets import CATEGORY, AdapterSocket
 
@@ -114,6 +115,8 @@ class SaveAdapter(io.ComfyNode):
             "include_prompt": include_prompt,
             "new": True,
         }
+        if index == _ALL:
+            adapter.check()  # before the first file: all of them or none
         names = []
         for number in range(adapter.batch) if index == _ALL else [index]:
             write = partial(save, adapter, index=number, **settings)
@@ -122,4 +125,8 @@ class SaveAdapter(io.ComfyNode):
         where = "models/loras" if loras else "the output folder"
         report = [f"Saved {name} to {where}" for name in names]
         report.append(f"{len(adapter)} targets of rank {adapter.rank}, for {describe_backbone(adapter)}")
+        if format == "PEFT folder":
+            report.append("For PEFT and Load Adapter; ComfyUI's own loaders do not read PEFT's names")
+        elif resolve_format("auto", adapter, adapter.provenance.get("key_format")) == "native":
+            report.append("Only Load Adapter reads it: stock loaders have no names for this backbone")
         return io.NodeOutput(ui={"text": names, "hywu_report": report})

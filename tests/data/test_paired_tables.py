@@ -48,7 +48,7 @@ def written():
     return datasets.Dataset.from_list(rows, features=features)
 
 
-def check(data: PairedDataset, indices=range(5)) -> None:
+def check(data: PairedDataset, indices=(0, 1, 2, 3, 4)) -> None:
     assert data.convention == "huggingface"
     assert [sample.prompt for sample in data] == [f"edit {i}" for i in indices]
     for index, sample in zip(indices, data, strict=True):

@@ -1,7 +1,6 @@
 """`python -m hywu_core.train --check-data`: what it says of good data sets, and of every broken one."""
 
 import json
-import os
 import re
 import shutil
 
@@ -403,12 +402,3 @@ def test_arguments_that_cannot_be(arguments, sentence, good, tmp_path, capfd, mo
     monkeypatch.chdir(tmp_path)
     given = [argument.replace("{good}", str(good)) for argument in arguments]
     assert sentence in refused(main, *given, folder=tmp_path, capfd=capfd)
-
-
-@pytest.mark.skipif(
-    os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0,
-    reason="needs a file that may not be read",
-)
-def test_a_file_that_may_not_be_read(good, capfd):
-    (good / "targets" / "cat.png").chmod(0)
-    assert "cat.png" in check(good, capfd=capfd)[2]

@@ -35,9 +35,11 @@ class Buckets:
         """All sizes: for every width the largest height that fits; from tall to wide."""
         d = self.divisor
         found = set()
-        for width in range(d, self.area // d + 1, d):
+        widest = math.isqrt(int(self.area * self.longest)) // d * d
+        narrowest = math.isqrt(int(self.area / self.longest)) // d * d  # less where rounding made it shorter
+        for width in range(max(d, narrowest - d), widest + 1, d):
             height = self.area // width // d * d
-            if height < d:
+            if not height:
                 break
             if max(width / height, height / width) <= self.longest:
                 found |= {(height, width), (width, height)}  # every shape is there lying and standing

@@ -6,6 +6,7 @@ from comfy_api.v0_0_2 import io
 
 from ..hywu_core.lora import Adapter
 from ..hywu_core.lora.combining import OPERATIONS, combine_adapters
+from .backports import search_words
 from .sockets import CATEGORY, AdapterSocket
 
 
@@ -53,6 +54,9 @@ class CombineAdapters(io.ComfyNode):
                 ),
             ],
             outputs=[AdapterSocket.Output(display_name="adapter")],
+            **search_words(
+                "merge lora", "mix lora", "average lora", "interpolate", "batch lora", "混合 LoRA"
+            ),
         )
 
     @classmethod

@@ -15,6 +15,7 @@ from torch import nn
 from ..hywu_core.errors import HywuError
 from ..hywu_core.generator import load_generator
 from ..hywu_core.generator.release import CONFIG, is_release
+from .backports import search_words
 from .folders import GENERATORS
 from .sockets import CATEGORY, GeneratorSocket, LoadedGenerator
 
@@ -60,6 +61,7 @@ class LoadGenerator(io.ComfyNode):
                 ),
             ],
             outputs=[GeneratorSocket.Output(display_name="generator")],
+            **search_words("hypernetwork", "hy-wu", "weight unleashing", "load generator", "生成器"),
         )
 
     @classmethod

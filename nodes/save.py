@@ -13,6 +13,7 @@ from ..hywu_core.lora import Adapter, save_adapter, save_peft
 from ..hywu_core.lora.architectures import describe_backbone
 from ..hywu_core.lora.keys import resolve_format
 from ..hywu_core.lora.numbered import save_numbered
+from .backports import search_words
 from .sockets import CATEGORY, AdapterSocket
 
 _DTYPES = {
@@ -89,6 +90,7 @@ class SaveAdapter(io.ComfyNode):
                 ),
             ],
             outputs=[],
+            **search_words("export lora", "lora file", "peft", "保存 LoRA"),
         )
 
     @classmethod

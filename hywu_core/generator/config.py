@@ -10,6 +10,9 @@ from ..errors import HywuError
 OutputGain = Literal["none", "fixed", "learned"]
 
 
+MOST_LAYERS = 2**10  # far beyond every real one: a damaged number in a file must not fill the memory
+
+
 @dataclass(frozen=True)
 class GeneratorConfig:
     """Hyper-parameters of the NNT (paper 3.5); the default is a small one that trains on a CPU.
@@ -41,6 +44,8 @@ class GeneratorConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise HywuError(f"GeneratorConfig.{name} is {value!r}; it must be an integer of at least 1.")
+        if self.n_layers > MOST_LAYERS:
+            raise HywuError(f"GeneratorConfig.n_layers is {self.n_layers}; it must be at most {MOST_LAYERS}.")
         for name in ("mlp_ratio", "rope_theta", "norm_eps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):

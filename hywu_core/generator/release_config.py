@@ -17,7 +17,7 @@ from ..lora import LoraSpec
 from ..lora.spec import Band, ModuleShape
 from ..tokens import TokenLayout
 from .checks import some
-from .config import GeneratorConfig
+from .config import MOST_LAYERS, GeneratorConfig
 from .model import ParameterGenerator
 
 MODEL_TYPE = "parameter_generator"
@@ -42,6 +42,9 @@ def read_config(values: Mapping[str, Any]) -> Description:
     if values.get("model_type") != MODEL_TYPE:
         raise HywuError(f"its model_type is {values.get('model_type')!r} instead of {MODEL_TYPE!r}.")
     size = {name: _size(values, name) for name in _SIZES}
+    for name in ("num_pg_layers", "num_base_model_layers"):
+        if size[name] > MOST_LAYERS:
+            raise HywuError(f"{name} is {size[name]}; it must be an integer from 1 to {MOST_LAYERS}.")
     alpha, prefix = values.get("alpha"), values.get("prefix")
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise HywuError(f"alpha is {alpha!r}; it must be a number.")

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import weakref
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hywu_core.conditions import Condition
 from hywu_core.errors import HywuError
@@ -28,6 +26,7 @@ from hywu_core.generator.quantize import KINDS, QuantizedLinear, quantization_of
 from hywu_core.lora import Adapter, Band, LoraSpec, ModuleShape
 
 from .conftest import DIM
+from .live_bytes import LiveBytes
 
 BOTH = pytest.mark.parametrize("kind", list(KINDS))
 
@@ -203,36 +202,6 @@ def test_moves_and_casts_leave_codes_and_scales_alone(kind, condition):
     moved = copy.deepcopy(generator).to("meta")
     assert {t.device.type for t in moved.state_dict().values()} == {"meta"}
     assert moved.blocks[0].feed_forward.fc1.weight.dtype == KINDS[kind].dtype
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes of tensors of their own memory that were alive at once inside the block."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self.counts = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
-                self._count(tensor)
-        return out
-
-    def _count(self, tensor):
-        storage = tensor.untyped_storage()
-        key, size = storage.data_ptr(), storage.nbytes()
-        self.counts[key] = self.counts.get(key, 0) + 1
-        if self.counts[key] == 1:
-            self.now += size
-            self.peak = max(self.peak, self.now)
-        weakref.finalize(tensor, self._forget, key, size)
-
-    def _forget(self, key, size):
-        self.counts[key] -= 1
-        if self.counts[key] == 0:
-            self.now -= size
 
 
 @BOTH

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hywu_core.errors import HywuError
-from hywu_core.generator import ParameterGenerator, load_generator
+from hywu_core.generator import ParameterGenerator, load_generator, save_generator
 
+from .live_bytes import LiveBytes
 from .releases import INDEX, Golden
 
 
@@ -41,6 +43,8 @@ def cut(name):
         (cut("rank"), "rank is None; it must be an integer"),
         (put("rank", 4.5), "rank is 4.5; it must be an integer"),
         (put("num_base_model_layers", 10**12), "num_base_model_layers is 1000000000000"),
+        (put("num_pg_layers", 2**20), "num_pg_layers is 1048576; it must be an integer from 1 to 1024"),
+        (put("num_base_model_layers", 2**20), "num_base_model_layers is 1048576; it must be an integer"),
         (put("rank", 3), "accumulation 2 does not divide the rank 3"),
         (put("alpha", "16"), "alpha is '16'"),
         (put("alpha", -1), "alpha is -1"),
@@ -187,3 +191,75 @@ def test_a_folder_without_a_generator(release):
     (release / "config.json").unlink()
     with pytest.raises(HywuError, match=r"Cannot read .*config\.json: No such file"):
         load_generator(release)
+
+
+def in_the_last_shard(change):
+    return lambda folder: edit_shard(folder / "model-00002-of-00002.safetensors", change)
+
+
+def in_the_config(change):
+    return lambda folder: edit_json(folder / "config.json", change)
+
+
+def cut_short(folder):
+    shard = folder / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+
+WRONG = {
+    "a shard cut short by one byte": cut_short,
+    "a shard missing": lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(),
+    "a tensor missing": in_the_last_shard(lambda tensors: tensors.popitem()),
+    "an unknown tensor": in_the_last_shard(put("model.extra", torch.zeros(1))),
+    "a tensor of another shape": in_the_last_shard(
+        lambda tensors: tensors.update(
+            {name: t.new_zeros(*t.shape, 2) for name, t in list(tensors.items())[:1]}
+        )
+    ),
+    "a tensor of another dtype": in_the_last_shard(
+        lambda tensors: tensors.update({name: t.float() for name, t in list(tensors.items())[:1]})
+    ),
+    "a wider config": in_the_config(put("d_model", 2**20)),
+    "a config of more layers": in_the_config(put("num_pg_layers", 8)),
+    "a config of far more layers": in_the_config(put("num_pg_layers", 2**20)),
+    "a config of more experts": in_the_config(
+        lambda c: c["pg_mapping"]["mlp.experts"].__setitem__("num_experts", 2**20)
+    ),
+    "another model": in_the_config(put("model_type", "siglip2")),
+}
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "fp8"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_it_is_said_before_memory_is_spent(release, wrong, quantize):
+    """Not one tensor is made: headers and config tell, also where the weights would be quantised."""
+    WRONG[wrong](release)
+    with LiveBytes() as live, pytest.raises(HywuError) as said:
+        load_generator(release, quantize=quantize)
+    assert live.peak == 0
+    assert str(release) in str(said.value)
+    assert len(str(said.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("wrong", ["cut", "layers", "width"])
+def test_nor_for_a_file_of_our_own(tmp_path, trained, wrong, quantize):
+    path = save_generator(tmp_path / "g.safetensors", trained)
+    if wrong == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+        config = json.loads(header["hywu.config"])
+        config |= {"n_layers": 10**9} if wrong == "layers" else {"d_model": 2**20}
+        save_file(load_file(path), path, header | {"hywu.config": json.dumps(config)})
+    with LiveBytes() as live, pytest.raises(HywuError, match=r"g\.safetensors"):
+        load_generator(path, quantize=quantize)
+    assert live.peak == 0
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "fp8"])
+def test_a_damaged_number_is_said_with_its_shard(release, quantize):
+    in_the_last_shard(lambda tensors: next(iter(tensors.values())).fill_(float("inf")))(release)
+    with pytest.raises(HywuError, match=r"00002-of-00002\.safetensors is damaged: \d+ of the \d+ values of"):
+        load_generator(release, quantize=quantize)

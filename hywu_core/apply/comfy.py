@@ -1,6 +1,6 @@
 """Adapters on ComfyUI's models: a side path that is in place only while the model itself runs.
 
-A wrapper around `apply_model` shadows the forward of every adapted linear, runs the model, and restores the
+A wrapper around `apply_model` shadows the forward of every adapted module, runs the model, and restores the
 forwards, also after an exception. Between two steps, after a cancel and in the next prompt nothing of it is
 left, and other patches, whether put on before or after, find the modules as they left them. (A ModelPatcher
 injection would stay for as long as the model is loaded, and stock's bypass LoRA takes its own off in an order
@@ -17,148 +17,132 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
 from uuid import uuid4
 
-import comfy.lora
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
-from torch import Tensor, nn
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
 
 from ..errors import HywuError
 from ..lora import Adapter
 from ..lora.keys import Factors, to_file
-from .fused import FusedPath, Part
+from .comfy_merge import DEAREST_SIDE_PATH, merged, relative_cost
+from .comfy_paths import AroundApplyModel, Schedule, Served, SidePaths, patcher_of
+from .comfy_places import Place, find_module, find_places
+from .packed import PackedAdapter, Part
+
+__all__ = ["Applied", "Branch", "Mode", "Where", "apply_adapter", "find_places", "lora_model"]
 
 logger = logging.getLogger("hywu")
 
-# Under which ComfyUI's tables know a backbone's own module names.
-_PREFIXES = ("transformer.", "diffusion_model.", "")
+Branch = Literal["both", "positive", "negative"]
+Mode = Literal["auto", "side path", "merge"]
+
+_BRANCHES: dict[str, frozenset[bool]] = {  # True is the positive branch
+    "both": frozenset((True, False)),
+    "positive": frozenset((True,)),
+    "negative": frozenset((False,)),
+}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a target lives in a ComfyUI model.
+class Where:
+    """When and where a LoRA acts, and how.
 
-    module: path of the linear from the BaseModel.  start, length: the output rows that are the target's.
-    fused: whether the linear has other rows too.
-    permute: how ComfyUI reordered the target's rows when it converted the weights, if it did.
+    start, end: of sampling, from 0 to 1.  branch: of classifier-free guidance.
+    mode: "side path" runs beside the model; "merge" patches the weights as stock loaders do, which takes one
+        LoRA, both branches and all of sampling; "auto" is the side path, unless its multiplications are more
+        than a quarter of the adapted modules' own (ranks in the hundreds) and merging is possible.
+
+    Raises `HywuError` for values out of range.
     """
 
-    module: str
-    start: int
-    length: int
-    d_in: int
-    fused: bool
-    permute: Callable[[Tensor], Tensor] | None
+    branch: Branch = "both"
+    start: float = 0.0
+    end: float = 1.0
+    mode: Mode = "auto"
 
-
-def find_places(model: BaseModel, names: Sequence[str]) -> dict[str, Place]:
-    """The places of those target names that the model has, by the table stock LoRA loaders use."""
-    table = comfy.lora.model_lora_keys_unet(model, {})
-    places = {}
-    for name in names:
-        entry = next((table[prefix + name] for prefix in _PREFIXES if prefix + name in table), None)
-        if entry is None:
-            continue
-        key, rows, permute = (entry, None, None) if isinstance(entry, str) else (*entry, None)[:3]
-        module_name = key.removesuffix(".weight")
-        module = model.get_submodule(module_name)
-        if not hasattr(module, "out_features"):
-            continue
-        _axis, start, length = rows or (0, 0, module.out_features)  # the table slices along rows only
-        fused = length < module.out_features
-        places[name] = Place(module_name, start, length, module.in_features, fused, permute)
-    return places
-
-
-class SidePaths(nn.Module):
-    """The adapter's tensors, laid out for the linears of one kind of ComfyUI model."""
-
-    def __init__(self, paths: Mapping[str, FusedPath]) -> None:
-        super().__init__()
-        self.names = tuple(paths)
-        self.paths = nn.ModuleList(paths.values())
+    def __post_init__(self) -> None:
+        if not (0 <= self.start <= 1 and 0 <= self.end <= 1):
+            raise HywuError(
+                f"The LoRA runs from {self.start} to {self.end} of sampling; both must be 0 to 1."
+            )
+        for value, kind in ((self.branch, Branch), (self.mode, Mode)):
+            if value not in get_args(kind):
+                raise HywuError(f"{value!r} is none of {', '.join(get_args(kind))}.")
 
     @property
-    def batch(self) -> int:
-        """The number of adapters."""
-        return self.paths[0].batch
-
-    def around_apply_model(
-        self,
-        executor: WrapperExecutor,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Tensor | None = None,
-        c_crossattn: Tensor | None = None,
-        control: Any = None,
-        transformer_options: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """ComfyUI's `apply_model` wrapper: run the model on x (k * N, ...) with the side paths in place."""
-        options = transformer_options if transformer_options is not None else {}
-        images = len(x) // len(options.get("cond_or_uncond", (0,)))
-        if self.batch not in (1, images):
-            raise HywuError(
-                f"Apply Generated LoRA holds {self.batch} LoRAs, but the latent is a batch of {images}; "
-                "generate one LoRA for each image, or a single one for all."
-            )
-        with self._in_place(executor.class_obj):
-            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-
-    @contextmanager
-    def _in_place(self, model: BaseModel) -> Iterator[None]:
-        shadowed: list[tuple[nn.Module, Any]] = []
-        try:
-            for name, path in zip(self.names, self.paths, strict=True):
-                module = model.get_submodule(name)
-                shadowed.append((module, vars(module).get("forward")))
-                module.forward = _Followed(module.forward, path)
-            yield
-        finally:
-            for module, forward in reversed(shadowed):
-                if forward is not None:
-                    module.forward = forward
-                else:
-                    vars(module).pop("forward", None)
+    def schedule(self) -> Schedule:
+        """The part of sampling."""
+        return Schedule(self.start, self.end)
 
 
-class _Followed:
-    """A linear's forward, followed by the side path."""
-
-    def __init__(self, forward: Callable[..., Tensor], path: FusedPath) -> None:
-        self.forward = forward
-        self.path = path
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.path(self.forward(x, *args, **kwargs), x)
+_EVERYWHERE = Where()
 
 
-def apply_adapter(patcher: ModelPatcher, adapter: Adapter, strength: float = 1.0) -> ModelPatcher:
+class Applied(NamedTuple):
+    """A patcher whose model runs with an adapter, and what to tell the user about it."""
+
+    model: ModelPatcher
+    report: list[str]
+
+
+@dataclass
+class _Serving:
+    """One adapter, the branches it serves and its places."""
+
+    adapter: Adapter
+    branches: frozenset[bool]
+    places: dict[str, Place] = field(default_factory=dict)
+
+
+def apply_adapter(
+    patcher: ModelPatcher,
+    adapter: Adapter,
+    strength: float = 1.0,
+    where: Where = _EVERYWHERE,
+    negative: Adapter | None = None,
+) -> Applied:
     """A clone of the patcher whose model runs with the adapter; the given patcher stays as it is.
 
-    Raises HywuError when the model has none of the adapter's targets, when it has one of other dims, and for
-    values that are not finite.
+    negative: another adapter for the negative branch; `adapter` then serves the positive one.
+
+    Raises HywuError when the model has none of an adapter's targets, when it has one of other dims, for
+    values that are not finite, and for a merge that is not possible.
     """
     if not math.isfinite(strength):
         raise HywuError(f"The strength is {strength}; it must be a finite number.")
-    adapter.check()
-    model = patcher.model
-    places = find_places(model, list(adapter))
-    _check(model, adapter, places)
-    side = SidePaths(_paths(adapter, places, strength, _compute_dtype(model, adapter.dtype)))
-    clone = patcher.clone()
-    key = f"hywu.{uuid4().hex}"  # one of its own each time, so that adapters stack
-    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, side.around_apply_model)
-    clone.set_additional_models(key, [ModelPatcher(side, patcher.load_device, patcher.offload_device)])
-    return clone
+    branches = _BRANCHES[where.branch]
+    servings = [_Serving(adapter, branches)]
+    if negative is not None:
+        servings = [_Serving(adapter, branches & {True}), _Serving(negative, branches & {False})]
+        servings = [serving for serving in servings if serving.branches]
+    report = []
+    for serving in servings:
+        serving.places = find_places(patcher.model, list(serving.adapter))
+        _check(patcher.model, serving)
+        report.append(_found(patcher.model, serving))
+    if where.start >= where.end:
+        return Applied(
+            patcher, [*report, f"Never in place: from {where.start:g} to {where.end:g} of sampling."]
+        )
+    cannot = _cannot_merge(servings, where)
+    if where.mode == "merge" and cannot:
+        raise HywuError(f"Merging into the weights takes {cannot}; choose the mode 'side path'.")
+    cost = relative_cost(adapter, servings[0].places.values())
+    if where.mode == "merge" or (where.mode == "auto" and cost > DEAREST_SIDE_PATH and not cannot):
+        adapter.check()
+        report.append(
+            f"Merged into the weights (a side path of rank {adapter.rank} costs {cost:.0%} of theirs)."
+        )
+        return Applied(merged(patcher, adapter, servings[0].places, strength), report)
+    report.append(_described(servings, where))
+    return Applied(_beside(patcher, servings, strength, where.schedule), report)
 
 
 def lora_model(adapter: Adapter, index: int = 0) -> dict[str, Tensor]:
@@ -171,8 +155,53 @@ def lora_model(adapter: Adapter, index: int = 0) -> dict[str, Tensor]:
     return to_file(factors, "auto")
 
 
-def _check(model: BaseModel, adapter: Adapter, places: Mapping[str, Place]) -> None:
-    name_of_model = type(model).__name__
+def _beside(
+    patcher: ModelPatcher, servings: list[_Serving], strength: float, schedule: Schedule
+) -> ModelPatcher:
+    """A clone with the adapters' side paths around its model calls."""
+    dtype = _compute_dtype(patcher.model, servings[0].adapter.dtype)
+    paths = _distinct(patcher.model, servings)
+    served = [Served(_packed(one, paths, strength, dtype), one.branches) for one in servings]
+    convolutions = {paths[p.module]: p.convolution for one in servings for p in one.places.values()}
+    side = SidePaths(served, convolutions)
+    clone = patcher.clone()
+    key = f"hywu.{uuid4().hex}"  # one of its own each time, so that adapters stack
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, AroundApplyModel(key, side, schedule))
+    clone.set_additional_models(key, [patcher_of(side, patcher.load_device, patcher.offload_device)])
+    return clone
+
+
+def _distinct(model: BaseModel, servings: list[_Serving]) -> dict[str, str]:
+    """One path for every module, however many paths lead to it: a shared module is adapted once."""
+    first: dict[int, str] = {}
+    paths = dict.fromkeys(place.module for one in servings for place in one.places.values())
+    return {path: first.setdefault(id(find_module(model, path)), path) for path in paths}
+
+
+def _packed(
+    serving: _Serving, paths: Mapping[str, str], strength: float, dtype: torch.dtype
+) -> PackedAdapter:
+    """The adapter's targets gathered by the module they live in; paths: `_distinct`."""
+    adapter = serving.adapter
+    parts: dict[str, list[Part]] = {}
+    for name, place in serving.places.items():
+        A, B = adapter[name]
+        if place.permute is not None:
+            B = torch.stack([place.permute(matrix) for matrix in B])
+        part = Part(A, B, adapter.scale * strength, place.start, whole=not place.fused)
+        parts.setdefault(paths[place.module], []).append(part)
+    packed = PackedAdapter(parts, dtype)
+    if not packed.is_finite():
+        adapter.check()  # names the tensor, if the adapter itself is at fault
+        raise HywuError(
+            f"At strength {strength:g} the LoRA has values beyond what the model's {dtype} can hold; "
+            "lower the strength."
+        )
+    return packed
+
+
+def _check(model: BaseModel, serving: _Serving) -> None:
+    adapter, places, name_of_model = serving.adapter, serving.places, type(model).__name__
     if not places:
         raise _mismatch(adapter, f"the {name_of_model} model has no target such as '{next(iter(adapter))}'")
     for name, place in places.items():
@@ -184,16 +213,21 @@ def _check(model: BaseModel, adapter: Adapter, places: Mapping[str, Place]) -> N
         if (A.shape[-1], B.shape[-2]) != (place.d_in, place.length):
             sizes = f"{A.shape[-1]} -> {B.shape[-2]} in it, but {place.d_in} -> {place.length}"
             raise _mismatch(adapter, f"'{name}' is {sizes} in the {name_of_model} model")
-    if missing := [name for name in adapter if name not in places]:
-        logger.warning(
-            "%d of the LoRA's %d targets are not in this %s model, such as %s; they have no effect.",
-            len(missing),
-            len(adapter),
-            name_of_model,
-            missing[0],
+
+
+def _found(model: BaseModel, serving: _Serving) -> str:
+    """A line about matched and unmatched targets, also for the log."""
+    adapter, places, name = serving.adapter, serving.places, type(model).__name__
+    if missing := [target for target in adapter if target not in places]:
+        line = (
+            f"{len(places)} of the LoRA's {len(adapter)} targets found in the {name} model; {len(missing)} "
+            f"are not in it and have no effect, such as {missing[0]}."
         )
+        logger.warning(line)
     else:
-        logger.info("All %d targets of the LoRA found in the %s model.", len(adapter), name_of_model)
+        line = f"All {len(adapter)} targets of the LoRA found in the {name} model."
+        logger.info(line)
+    return line
 
 
 def _mismatch(adapter: Adapter, detail: str) -> HywuError:
@@ -204,18 +238,31 @@ def _mismatch(adapter: Adapter, detail: str) -> HywuError:
     )
 
 
-def _paths(
-    adapter: Adapter, places: Mapping[str, Place], strength: float, dtype: torch.dtype
-) -> dict[str, FusedPath]:
-    """The adapter's targets gathered by the linear they live in."""
-    parts: dict[str, list[Part]] = {}
-    for name, place in places.items():
-        A, B = adapter[name]
-        B = B.float() * (adapter.scale * strength)
-        if place.permute is not None:
-            B = torch.stack([place.permute(matrix) for matrix in B])
-        parts.setdefault(place.module, []).append(Part(A.to(dtype), B.to(dtype), place.start))
-    return {module: FusedPath(members) for module, members in parts.items()}
+def _cannot_merge(servings: list[_Serving], where: Where) -> str:
+    """What a merge would need and does not have; empty if it is possible."""
+    if len(servings) > 1 or servings[0].adapter.batch > 1:
+        return f"a single LoRA, and here are {sum(one.adapter.batch for one in servings)}"
+    if where.branch != "both":
+        return f"both branches, and this LoRA is for the {where.branch} one"
+    if not where.schedule.always:
+        return f"all of sampling, and this LoRA is for {where.start:g} to {where.end:g}"
+    return ""
+
+
+def _described(servings: list[_Serving], where: Where) -> str:
+    """A line about what runs beside the model."""
+    count = "; ".join(
+        f"{one.adapter.batch} LoRA{'s, one for each image,' if one.adapter.batch > 1 else ''} "
+        f"of rank {one.adapter.rank} on the {_named(one.branches)}"
+        for one in servings
+    )
+    when = "" if where.schedule.always else f", from {where.start:.0%} to {where.end:.0%} of sampling"
+    return f"Side path: {count}{when}."
+
+
+def _named(branches: frozenset[bool]) -> str:
+    both = {frozenset((True, False)): "both branches", frozenset((True,)): "positive branch"}
+    return both.get(branches, "negative branch")
 
 
 def _compute_dtype(model: BaseModel, otherwise: torch.dtype) -> torch.dtype:

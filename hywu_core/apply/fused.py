@@ -1,83 +1,122 @@
-"""The low-rank side path of a linear that several targets share, added in place to the linear's own output.
+"""The low-rank side path of a linear or convolution that several targets share, added in place to its output.
 
 A runtime may fuse what the adapter knows as separate targets: FLUX's to_q, to_k, to_v and proj_mlp are row
 slices of one linear in ComfyUI. All of them read the same input, so one product with the stacked A serves
 them, and each B adds to the rows it owns, without a copy of the output.
 
-Shapes: M activation rows, P adapters, N positions of a row, r rank of a target.
+Shapes: M rows of a call, P adapters, r rank of a target, R = sum of the ranks of a linear's targets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import HywuError
+from .rows import Spans
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One target's update of a linear: A (P, r, d_in), B (P, d, r) that holds scale and strength already.
+class Up(NamedTuple):
+    """The second half of one target's update.
 
-    start: the first of the d output rows that it adds to.
+    B: transposed, (P, r, d) or (r, d) for a single adapter; it holds scale and strength already.
+    ranks, rows: where in the R ranks and in the output rows it belongs; None if that is all of them.
+    """
+
+    B: Tensor
+    ranks: tuple[int, int] | None
+    rows: tuple[int, int] | None
+
+
+class Convolution(NamedTuple):
+    """How a convolution reads its input; the two products of its update are a convolution and a 1x1 one."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+
+
+class Update(NamedTuple):
+    """The update of one linear or convolution by one batch of adapters.
+
+    A: transposed, (P, d_in, R) or (d_in, R) for a single adapter.
+    spans: the rows of the call it is for.
     """
 
     A: Tensor
-    B: Tensor
-    start: int = 0
+    ups: tuple[Up, ...]
+    spans: Spans
 
 
-class FusedPath(nn.Module):
-    """y[m, ..., rows_i] += (x[m] A_i^T) B_i^T for every part i.
+def add_updates(
+    y: Tensor, x: Tensor, updates: Sequence[Update], rows: int, convolution: Convolution | None = None
+) -> Tensor:
+    """Add every update for the input x to the output y and return y.
 
-    P = 1 serves all rows; otherwise activation row m belongs to adapter m mod P, because runtimes stack whole
-    batches (positive and negative conditions, say) one after the other: M = k * P.
+    x (k * M, ..., d_in) and y (k * M, ..., d_out), of a convolution (k * M, d, ...); k is 1 or 2, or anything
+    if one adapter serves every row.  rows: M.
+
+    Raises `HywuError` for any other leading axis.
     """
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        super().__init__()
-        self.A = _frozen(torch.cat([part.A for part in parts], dim=1))
-        self._slices: list[
-            tuple[str, slice, slice]
-        ] = []  # of every part: its B, its ranks in A, its output rows
-        first = 0
-        for i, part in enumerate(parts):
-            rank, d_out = part.A.shape[1], part.B.shape[1]
-            # Direct parameters and no child modules: ComfyUI loads and offloads leaf modules as a whole.
-            self.register_parameter(f"B{i}", _frozen(part.B))
-            self._slices.append((f"B{i}", slice(first, first + rank), slice(part.start, part.start + d_out)))
-            first += rank
-
-    @property
-    def batch(self) -> int:
-        """The number of adapters P."""
-        return self.A.shape[0]
-
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """Add the update for x (M, ..., d_in) to y (M, ..., d_out); HywuError unless P divides M."""
-        y = y.contiguous()  # as a linear's output is; the views below must not be copies
-        if self.batch == 1:
-            self._add(y.view(1, -1, y.shape[-1]), x.reshape(1, -1, x.shape[-1]))
-            return y
-        if len(x) % self.batch:
+    if not y.is_contiguous():  # a linear's output is; the views below must not be copies
+        y = y.contiguous()
+    add = _add if convolution is None else _add_convolution
+    for A, ups, spans in updates:
+        if A.dtype != y.dtype:
+            A, ups = A.to(y.dtype), tuple(up._replace(B=up.B.to(y.dtype)) for up in ups)
+        if spans is None:
+            add(y, x, A, ups, convolution)
+            continue
+        length = x.shape[0]
+        # More than two would be positions folded into the rows, whose order only the model knows.
+        if length != rows and length != 2 * rows:
             raise HywuError(
-                f"{self.batch} LoRAs cannot be shared out over a batch of {len(x)} rows: it must be a "
-                "multiple of the "
-                "number of LoRAs. Use as many images as LoRAs, or a single LoRA."
+                f"A layer of this model sees {length} rows where the call has {rows}, so that nobody can "
+                "tell which LoRA is whose; use a single LoRA for all images, in both branches."
             )
-        for y_k, x_k in zip(y.split(self.batch), x.split(self.batch), strict=True):
-            self._add(y_k.view(self.batch, -1, y.shape[-1]), x_k.reshape(self.batch, -1, x.shape[-1]))
-        return y
-
-    def _add(self, y: Tensor, x: Tensor) -> None:
-        """x (P, N, d_in) into y (P, N, d_out), a view of the output."""
-        h = x.to(y.dtype) @ self.A.to(y).transpose(1, 2)
-        for name, ranks, rows in self._slices:
-            y[..., rows].baddbmm_(h[..., ranks], getattr(self, name).to(y).transpose(1, 2))
+        for start in range(0, length, rows):
+            for first, end in spans:
+                mine = slice(start + first, start + end)
+                add(y[mine], x[mine], A, ups, convolution)
+    return y
 
 
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
+def _add(y: Tensor, x: Tensor, A: Tensor, ups: Sequence[Up], _: None) -> None:
+    """x (p, ..., d_in) into y (p, ..., d_out), a view of the output; P = p or 1."""
+    if x.dtype != A.dtype:
+        x = x.to(A.dtype)
+    if A.dim() == 2:
+        y, h = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]) @ A
+        for B, ranks, rows in ups:
+            part = h if ranks is None else h[:, ranks[0] : ranks[1]]
+            (y if rows is None else y[:, rows[0] : rows[1]]).addmm_(part, B)
+        return
+    adapters = A.shape[0]
+    y, h = y.view(adapters, -1, y.shape[-1]), torch.bmm(x.reshape(adapters, -1, x.shape[-1]), A)
+    for B, ranks, rows in ups:
+        part = h if ranks is None else h[..., ranks[0] : ranks[1]]
+        (y if rows is None else y[..., rows[0] : rows[1]]).baddbmm_(part, B)
+
+
+def _add_convolution(y: Tensor, x: Tensor, A: Tensor, ups: Sequence[Up], how: Convolution) -> None:
+    """x (p, c_in, ...) into y (p, c_out, ...); the rows of A are flattened kernels of (c_in, *kernel)."""
+    if x.dtype != A.dtype:
+        x = x.to(A.dtype)
+    if A.dim() == 3:
+        for number, one in enumerate(A):
+            own = slice(number, number + 1)
+            _add_convolution(y[own], x[own], one, [up._replace(B=up.B[number]) for up in ups], how)
+        return
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[len(how.kernel) - 1]
+    kernels = A.t().reshape(-1, x.shape[1], *how.kernel)
+    h = convolve(x, kernels, None, how.stride, how.padding, how.dilation).flatten(2)
+    y = y.view(*y.shape[:2], -1)
+    for B, ranks, rows in ups:
+        part = h if ranks is None else h[:, ranks[0] : ranks[1]]
+        up = B.t().expand(len(y), -1, -1)
+        (y if rows is None else y[:, rows[0] : rows[1]]).baddbmm_(up, part)

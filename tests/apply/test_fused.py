@@ -1,4 +1,4 @@
-"""The fused side path equals the sum of its parts, row by row."""
+"""The fused side path equals the sum of its parts, row by row, in the rows that its adapter serves."""
 
 from __future__ import annotations
 
@@ -6,74 +6,149 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from hywu_core.apply.fused import FusedPath, Part
+from hywu_core.apply.fused import Convolution, Update, add_updates
+from hywu_core.apply.packed import PackedAdapter, Part
+from hywu_core.apply.rows import plan_spans
 from hywu_core.errors import HywuError
 
 D_IN = 6
+CPU = torch.device("cpu")
 
 
-def parts(batch: int, sizes: list[tuple[int, int]], gap: int) -> list[Part]:
+def parts(batch: int, sizes: list[tuple[int, int]], gap: int, d_in: int = D_IN) -> list[Part]:
     """One random part for each (rank, rows), with `gap` rows of nobody's between them."""
     made, start = [], gap
     for rank, rows in sizes:
-        A, B = (torch.randn(batch, *s, dtype=torch.float64) for s in ((rank, D_IN), (rows, rank)))
-        made.append(Part(A, B, start))
+        A, B = (torch.randn(batch, *s, dtype=torch.float64) for s in ((rank, d_in), (rows, rank)))
+        made.append(Part(A, B, 0.5, start, whole=len(sizes) == 1 and not gap))
         start += rows + gap
     return made
 
 
-@settings(deadline=None, max_examples=60)
+def packed(fused: list[Part], dtype: torch.dtype = torch.float64) -> PackedAdapter:
+    return PackedAdapter({"linear": fused}, dtype)
+
+
+def add(y, x, fused, spans, rows, dtype=torch.float64, convolution=None):
+    layer = packed(fused, dtype).layers(CPU)["linear"]
+    return add_updates(y, x, [Update(*layer, spans)], rows, convolution)
+
+
+@settings(deadline=None, max_examples=80)
 @given(
     batch=st.integers(1, 3),
-    chunks=st.integers(1, 3),
+    single=st.booleans(),
+    chunks=st.lists(st.integers(0, 2), min_size=1, max_size=4),
+    twice=st.booleans(),
+    branches=st.sets(st.booleans(), min_size=1),
     positions=st.lists(st.integers(1, 3), max_size=2),
     sizes=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=3),
     gap=st.integers(0, 2),
 )
-def test_every_row_gets_its_adapter_in_the_rows_of_every_part(batch, chunks, positions, sizes, gap):
+def test_every_row_gets_its_adapter_in_the_rows_of_every_part(
+    batch, single, chunks, twice, branches, positions, sizes, gap
+):
     torch.manual_seed(0)
-    fused = parts(batch, sizes, gap)
-    d_out = fused[-1].start + fused[-1].B.shape[1] + gap
-    x = torch.randn(chunks * batch, *positions, D_IN, dtype=torch.float64)
-    y = torch.randn(chunks * batch, *positions, d_out, dtype=torch.float64)
+    fused = parts(1 if single else batch, sizes, gap)
+    rows = len(chunks) * batch
+    d_out = fused[-1].first + fused[-1].B.shape[1] + gap
+    x = torch.randn((1 + twice) * rows, *positions, D_IN, dtype=torch.float64)
+    y = torch.randn((1 + twice) * rows, *positions, d_out, dtype=torch.float64)
     expected = y.clone()
     for row in range(len(x)):
+        chunk = chunks[row % rows // batch]
+        if (chunk == 0) not in branches:
+            continue
         for part in fused:
-            rows = slice(part.start, part.start + part.B.shape[1])
-            expected[row, ..., rows] += x[row] @ part.A[row % batch].T @ part.B[row % batch].T
-    torch.testing.assert_close(FusedPath(fused)(y, x), expected)
+            outputs = slice(part.first, part.first + part.B.shape[1])
+            one = 0 if single else row % batch
+            expected[row, ..., outputs] += 0.5 * x[row] @ part.A[one].T @ part.B[one].T
+    spans = plan_spans(len(fused[0].A), branches, chunks, rows)
+    torch.testing.assert_close(add(y, x, fused, spans, rows), expected)
 
 
-def test_one_adapter_serves_any_number_of_rows():
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    "settings", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": "same"}], ids=str
+)
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 2), (3,), (2, 1, 2)], ids=str)
+def test_a_convolution_equals_one_with_the_updated_weight(batch, settings, kernel):
+    torch.manual_seed(0)
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(kernel) - 1]
+    layer = kind(3, 5, kernel, bias=False, dtype=torch.float64, **settings).requires_grad_(False)
+    fused = parts(batch, [(2, 5)], 0, d_in=layer.weight[0].numel())
+    x = torch.randn(2, 3, *(7,) * len(kernel), dtype=torch.float64)
+    expected = []
+    for row in range(2):
+        one = row % batch
+        updated = kind(3, 5, kernel, bias=False, dtype=torch.float64, **settings).requires_grad_(False)
+        updated.weight += layer.weight - updated.weight
+        updated.weight += (0.5 * fused[0].B[one] @ fused[0].A[one]).view(layer.weight.shape)
+        expected.append(updated(x[row : row + 1]))
+    how = Convolution(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    spans = plan_spans(batch, {True, False}, (0,), 2)
+    torch.testing.assert_close(add(layer(x), x, fused, spans, 2, convolution=how), torch.cat(expected))
+
+
+def test_one_adapter_for_everything_serves_any_leading_axis():
     fused = parts(1, [(2, 3)], 0)
     x = torch.randn(5, 4, D_IN, dtype=torch.float64)
-    expected = x @ fused[0].A[0].T @ fused[0].B[0].T
-    torch.testing.assert_close(FusedPath(fused)(torch.zeros(5, 4, 3, dtype=torch.float64), x), expected)
+    expected = 0.5 * x @ fused[0].A[0].T @ fused[0].B[0].T
+    y = torch.zeros(5, 4, 3, dtype=torch.float64)
+    torch.testing.assert_close(add(y, x, fused, None, 3), expected)
 
 
 def test_an_output_that_is_not_contiguous_is_not_written_through_a_copy():
-    fused = FusedPath(parts(1, [(2, 4)], 0))
+    fused = parts(1, [(2, 4)], 0)
     x = torch.randn(2, 3, D_IN, dtype=torch.float64)
     y = torch.zeros(2, 4, 3, dtype=torch.float64).transpose(1, 2)
-    torch.testing.assert_close(fused(y, x), fused(y.contiguous(), x))
+    torch.testing.assert_close(add(y, x, fused, None, 2), add(y.contiguous(), x, fused, None, 2))
+
+
+def test_the_sum_has_the_dtype_of_the_output():
+    fused = parts(2, [(2, 4)], 0)
+    x, y = torch.randn(2, 3, D_IN, dtype=torch.bfloat16), torch.zeros(2, 3, 4, dtype=torch.bfloat16)
+    spans = plan_spans(2, {True}, (0,), 2)
+    assert add(y, x, fused, spans, 2, torch.float32).dtype == torch.bfloat16
 
 
 def test_a_zero_update_changes_no_bit():
-    fused = [
-        Part(part.A.float(), torch.zeros_like(part.B).float(), part.start) for part in parts(2, [(2, 3)], 1)
-    ]
+    fused = [Part(p.A, torch.zeros_like(p.B), 1.0, p.first, p.whole) for p in parts(2, [(2, 3)], 1)]
     y = torch.randn(4, 5, 5)
-    assert torch.equal(FusedPath(fused)(y.clone(), torch.randn(4, 5, D_IN)), y)
+    x = torch.randn(4, 5, D_IN)
+    assert torch.equal(add(y.clone(), x, fused, ((0, 2), (2, 4)), 4, torch.float32), y)
 
 
-def test_rows_that_cannot_be_shared_out_are_a_sentence_with_both_numbers():
-    with pytest.raises(HywuError, match=r"2 LoRAs .* batch of 3 rows"):
-        FusedPath(parts(2, [(2, 3)], 0))(torch.zeros(3, 3), torch.zeros(3, D_IN))
+@pytest.mark.parametrize("length", [1, 3, 12])
+def test_rows_that_nobody_can_tell_apart_are_a_sentence_with_both_numbers(length):
+    x, y = torch.zeros(length, D_IN, dtype=torch.float64), torch.zeros(length, 3, dtype=torch.float64)
+    with pytest.raises(HywuError, match=rf"sees {length} rows .* has 4"):
+        add(y, x, parts(2, [(2, 3)], 0), ((0, 2), (2, 4)), 4)
 
 
-def test_its_tensors_are_parameters_of_one_leaf_module():
-    fused = FusedPath(parts(2, [(2, 3), (1, 4)], 0))
-    assert [name for name, _ in fused.named_parameters()] == ["A", "B0", "B1"]
-    assert not list(fused.children())
-    assert not any(parameter.requires_grad for parameter in fused.parameters())
+def test_loras_that_are_not_as_many_as_images_are_a_sentence_with_both_numbers():
+    with pytest.raises(HywuError, match=r"2 LoRAs.*batch of 3"):
+        plan_spans(2, {True, False}, (0, 1), 6)
+
+
+def test_a_branch_that_a_call_does_not_have_costs_nothing():
+    assert plan_spans(1, {False}, (0,), 3) == ()
+
+
+def test_its_numbers_are_one_parameter_that_can_be_moved_and_copied():
+    fused = packed(parts(2, [(2, 3), (1, 4)], 0))
+    assert [name for name, _ in fused.named_parameters()] == ["storage"]
+    before = fused.layers(CPU)["linear"]
+    fused.storage.data = fused.storage.data.clone()  # as loading and offloading do
+    for layer in (fused.layers(CPU)["linear"], fused.copy().layers(CPU)["linear"]):
+        assert layer[0].data_ptr() != before[0].data_ptr()
+        torch.testing.assert_close(layer[0], before[0])
+        torch.testing.assert_close([up.B for up in layer[1]], [up.B for up in before[1]])
+
+
+def test_values_that_overflow_are_noticed():
+    fused = [Part(torch.ones(1, 2, 3), torch.full((1, 4, 2), 6e4), 2.0)]
+    assert packed(fused, torch.float32).is_finite()
+    assert not packed(fused, torch.float16).is_finite()

@@ -16,7 +16,8 @@ import comfy.sd
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from pack.hywu_core.apply.comfy import apply_adapter, find_places
+from pack.hywu_core.apply.comfy import apply_adapter as apply_and_report
+from pack.hywu_core.apply.comfy import find_places
 from pack.hywu_core.errors import HywuError
 from pack.hywu_core.lora import Adapter, load_adapter, save_adapter
 from torch import Tensor
@@ -55,6 +56,11 @@ def predict(patcher: ModelPatcher, given: dict, rows: slice | None = None) -> Te
         ref_latents=[given["reference"][rows]],
         transformer_options=options,
     )
+
+
+def apply_adapter(*arguments: object, **settings: object) -> ModelPatcher:
+    """The patcher alone, without the report."""
+    return apply_and_report(*arguments, **settings).model
 
 
 def gap(a: Tensor, b: Tensor) -> float:

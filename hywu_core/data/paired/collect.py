@@ -71,7 +71,9 @@ class Collector(Sequence[Sample]):
             self.missing_targets.add(str(target))
             return
         there = [control for control in controls if control.exists()]
-        lost = [*missing, *(str(control) for control in controls if not control.exists())]
+        lost = list(missing)
+        if len(there) < len(controls):
+            lost += [str(control) for control in controls if control not in there]
         if lost or not there:
             self.missing_controls.add(f"{target}: {', '.join(lost) or 'none named'}")
         for picture in (target, *there):

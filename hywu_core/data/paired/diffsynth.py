@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...errors import HywuError
 from .collect import Collector
-from .folders import resolve
+from .folders import locate
 from .metadata import Row, read_rows, text_of, texts_of
 from .options import Options
 from .pictures import Picture
@@ -26,7 +26,7 @@ def recognise(row: Row) -> bool:
 
 def read(path: Path, options: Options, into: Collector) -> None:
     """Fill `into` from a metadata file."""
-    bases = (options.base,) if options.base else (path.parent, Path.cwd())
+    bases = [str(base) for base in ((options.base,) if options.base else (path.parent, Path.cwd()))]
     target, prompt = options.target_column or _TARGET, options.prompt_column or _PROMPT
     for place, row in read_rows(path):
         names = options.control_columns or [name for name in CONTROLS if name in row]
@@ -40,7 +40,7 @@ def read(path: Path, options: Options, into: Collector) -> None:
         if not source:
             raise HywuError(f"{place}: '{target}' is empty; it must name the edited image.")
         into.add(
-            Picture(str(resolve(source, *bases))),
-            [Picture(str(resolve(text, *bases))) for text in controls],
+            Picture(locate(source, bases)),
+            [Picture(locate(text, bases)) for text in controls],
             texts_of(row, prompt, place),
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from ...errors import HywuError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".avif", ".tif", ".tiff")
+_ADDRESSES = ("http://", "https://", "s3://", "hf://")
 _NUMBERED = re.compile(r"(.+)_(\d+)", re.DOTALL)
 
 
@@ -27,12 +28,19 @@ def resolve(path: str, *bases: Path) -> Path:
     Trainers start from the folder they are run in; the folder of the configuration is tried too.
     HywuError for an address on the web.
     """
-    if path.startswith(("http://", "https://", "s3://", "hf://")):
+    return Path(locate(path, [str(base) for base in bases]))
+
+
+def locate(path: str, bases: Sequence[str]) -> str:
+    """`resolve` for the rows of large files: strings alone, and no more questions to the disk than needed."""
+    if path.startswith(_ADDRESSES):
         raise HywuError(f"{path} is an address, not a file; download the images first.")
     if os.path.isabs(path):
-        return Path(path)
-    places = [base / path for base in bases]
-    return next((place for place in places if place.exists()), places[0])
+        return path
+    first = os.path.join(bases[0], path)
+    if len(bases) == 1 or os.path.exists(first):
+        return first
+    return next((place for base in bases[1:] if os.path.exists(place := os.path.join(base, path))), first)
 
 
 def list_images(folder: Path, deep: bool = True, endings: Sequence[str] = IMAGES) -> list[str]:
@@ -83,15 +91,16 @@ def match_numbered(stems: Iterable[str], controls: Iterable[str]) -> tuple[dict[
     return {stem: [name for _, name in sorted(names)] for stem, names in found.items()}, orphans
 
 
-def read_caption(image: Path, ending: str = ".txt") -> str | None:
+def read_caption(image: str | Path, ending: str = ".txt") -> str | None:
     """The text beside an image, or None where there is no such file. HywuError if it is not UTF-8."""
-    return read_text(image.with_name(stem_of(image.name) + ending), missing=True)
+    return read_text(stem_of(str(image)) + ending, missing=True)
 
 
-def read_text(path: Path, missing: bool = False) -> str | None:
+def read_text(path: str | Path, missing: bool = False) -> str | None:
     """A text file of UTF-8; with `missing`, None where there is none. HywuError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
     except FileNotFoundError as error:
         if missing:
             return None

@@ -14,7 +14,7 @@ from ...errors import HywuError
 from . import tables
 from .collect import Collector
 from .columns import Columns, choose
-from .folders import only_dictionaries, resolve
+from .folders import locate, only_dictionaries
 from .metadata import Row, read_json, read_rows, text_of, texts_of
 from .options import Options
 from .pictures import Picture
@@ -109,7 +109,7 @@ def _add_row(
 ) -> None:
     def paths(column: str) -> Iterator[Picture]:
         for text in texts_of(row, files.get(column, column), place):
-            yield Picture(str(resolve(text, folder)))
+            yield Picture(locate(text, [str(folder)]))
 
     targets = list(paths(columns.target))
     if len(targets) != 1:
@@ -141,7 +141,7 @@ def _pictures(
     value = row[column]
     cells = value if isinstance(value, list) else [value]
     return [
-        Picture(str(resolve(cell, path.parent)))
+        Picture(locate(cell, [str(path.parent)]))
         if isinstance(cell, str)
         else Picture(str(path), number, column, item if isinstance(value, list) else -1)
         for item, cell in enumerate(cells)

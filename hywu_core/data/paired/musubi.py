@@ -18,6 +18,7 @@ from .folders import (
     by_stem,
     check_folder,
     list_images,
+    locate,
     match_numbered,
     only_dictionaries,
     read_caption,
@@ -108,15 +109,15 @@ def _add_folder(
 
 
 def _add_jsonl(path: Path, options: Options, into: Collector, repeats: int) -> None:
-    bases = (options.base,) if options.base else (Path.cwd(), path.parent)
+    bases = [str(base) for base in ((options.base,) if options.base else (Path.cwd(), path.parent))]
     for place, row in read_rows(path):
         if "image_path_1" in row:
             raise HywuError(f"{place} has several targets; that is no edit.")
         target = text_of(row, "image_path_0" if "image_path_0" in row else "image_path", place)
-        controls = [resolve(text_of(row, name, place), *bases) for name in _control_names(row)]
+        controls = [locate(text_of(row, name, place), bases) for name in _control_names(row)]
         into.add(
-            Picture(str(resolve(target, *bases))),
-            [Picture(str(control)) for control in controls],
+            Picture(locate(target, bases)),
+            [Picture(control) for control in controls],
             [text_of(row, "caption", place).strip()],
             repeats=repeats,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Picture:
 
     def exists(self) -> bool:
         """Whether there is something to read, without reading it."""
-        return self.row >= 0 or Path(self.path).is_file()
+        return self.row >= 0 or os.path.isfile(self.path)
 
     def read(self) -> bytes:
         """The bytes of the image file. HywuError if it is missing or cannot be read."""

@@ -6,6 +6,7 @@ Both layouts that trainers' users make: the controls of `targets/cat.jpg` are `c
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,9 +97,11 @@ def add_folders(
     for stem, same in stems.items():
         if len(same) > 1:
             into.note(f"several targets of one name, such as {' and '.join(same)} in {target}")
-        paths = [control / name for control, found in matches for name in found.get(stem, ())]
-        missing = [str(control / f"{stem}.*") for control, found in matches if stem not in found]
+        pictures = [
+            Picture(os.path.join(control, name)) for control, found in matches for name in found.get(stem, ())
+        ]
+        missing = [os.path.join(control, f"{stem}.*") for control, found in matches if stem not in found]
         for name in same:
-            caption = (read_caption(target / name, options.caption_ending) or "").strip()
-            pictures = [Picture(str(path)) for path in paths]
-            into.add(Picture(str(target / name)), pictures, [caption], missing, repeats)
+            path = os.path.join(target, name)
+            caption = (read_caption(path, options.caption_ending) or "").strip()
+            into.add(Picture(path), pictures, [caption], missing, repeats)

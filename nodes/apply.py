@@ -9,6 +9,7 @@ from comfy_api.v0_0_2 import io
 
 from ..hywu_core.apply.comfy import Branch, Mode, Where, apply_adapter
 from ..hywu_core.lora import Adapter
+from .backports import search_words
 from .sockets import CATEGORY, AdapterSocket
 
 
@@ -60,7 +61,10 @@ class ApplyLoRA(io.ComfyNode):
                     tooltip="Another LoRA for the negative conditioning; the first then serves the positive.",
                 ),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The same model, with the LoRA beside it.")
+            ],
+            **search_words("load lora", "lora loader", "bypass lora", "batch lora", "应用 LoRA"),
         )
 
     @classmethod

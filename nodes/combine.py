@@ -53,7 +53,12 @@ class CombineAdapters(io.ComfyNode):
                     tooltip="0: exact, the ranks add up. Else the nearest LoRA of at most this rank.",
                 ),
             ],
-            outputs=[AdapterSocket.Output(display_name="adapter")],
+            outputs=[
+                AdapterSocket.Output(
+                    display_name="adapter",
+                    tooltip="For Apply Generated LoRA, Save Adapter and Inspect Adapter.",
+                )
+            ],
             **search_words(
                 "merge lora", "mix lora", "average lora", "interpolate", "batch lora", "混合 LoRA"
             ),

@@ -60,7 +60,11 @@ class LoadGenerator(io.ComfyNode):
                     "stays so.",
                 ),
             ],
-            outputs=[GeneratorSocket.Output(display_name="generator")],
+            outputs=[
+                GeneratorSocket.Output(
+                    display_name="generator", tooltip="For HY-WU Condition and Generate LoRA."
+                )
+            ],
             **search_words("hypernetwork", "hy-wu", "weight unleashing", "load generator", "生成器"),
         )
 

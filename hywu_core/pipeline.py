@@ -104,7 +104,7 @@ class HywuPipeline:
         text = self.text_encoder.encode(list(instructions))
         adapter = None
         if self.generator is not None and not frozen_base:
-            adapter = generate(self.generator, embedded_condition(latents, text))
+            adapter = generate(self.generator, embedded_condition(latents, text, instructions))
 
         def velocity(x: Tensor, time: float) -> Tensor:
             return self.backbone(x, torch.full((len(x),), time, device=x.device), latents, text)

@@ -1,33 +1,25 @@
-"""HY-WU Condition: what the generator is told about one edit."""
+"""HY-WU Condition: what the generator is told about each edit."""
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..hywu_core.conditions.embedded import EmbeddedConditionEncoder
+from ..hywu_core.conditions import BackboneHiddenEncoder, Condition, hidden_condition, join_edits, lines_of
 from ..hywu_core.errors import HywuError
+from .backports import search_words
+from .encoders import encoder_for
 from .sockets import CATEGORY, ConditionSocket, GeneratorSocket, LoadedGenerator, pixels
 
-_ENCODERS = {encoder.kind: encoder for encoder in (EmbeddedConditionEncoder,)}
-
-
-@cache
-def encoder_of_kind(kind: str) -> EmbeddedConditionEncoder:
-    """The condition encoder a generator file names, loaded once; HywuError for an unknown one."""
-    if kind not in _ENCODERS:
-        raise HywuError(
-            f"This generator reads conditions of the encoder '{kind}', which this version does not have; it "
-            "has "
-            f"{', '.join(sorted(_ENCODERS))}. Update HY-WU or load another generator."
-        )
-    return _ENCODERS[kind].load()
+Conditioning = Sequence[tuple[torch.Tensor, Mapping[str, Any]]]
 
 
 class EncodeCondition(io.ComfyNode):
-    """Images and an instruction to a HYWU_CONDITION."""
+    """Images and instructions, or hidden states, to a HYWU_CONDITION."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -36,22 +28,123 @@ class EncodeCondition(io.ComfyNode):
             node_id="HYWU_Condition",
             display_name="HY-WU Condition",
             category=CATEGORY,
-            description="Encodes an image and an instruction with the encoder the generator learned with.",
+            description="Encodes images and instructions with the encoder the generator learned with. One "
+            "instruction goes with many images, one image with many instructions, or each with its own.",
+            is_input_list=True,
+            **search_words("prompt", "instruction", "encode", "siglip", "reference image"),
             inputs=[
                 GeneratorSocket.Input("generator", tooltip="Decides which encoder is used."),
-                io.Image.Input("image", tooltip="What is to be edited. A batch gives a condition for each."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What to do with the image, in your own words.",
+                    tooltip="What to do with the image, in your own words. A list makes a batch.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="What is to be edited. A batch, or a list of images of any sizes, gives a "
+                    "condition for each. Not needed with hidden_states.",
+                ),
+                io.Image.Input(
+                    "image_2",
+                    optional=True,
+                    tooltip="A second reference image of the same edit: one for all, or one for each. Only "
+                    "for generators that learned with several.",
+                ),
+                io.Image.Input("image_3", optional=True, tooltip="A third reference image, as image_2."),
+                io.Conditioning.Input(
+                    "hidden_states",
+                    optional=True,
+                    tooltip="For generators that read their backbone's own hidden states instead of images: "
+                    "(batch, tokens, channels), with attention_mask if some are padding.",
+                ),
+                io.Boolean.Input(
+                    "one_prompt_per_line",
+                    default=False,
+                    optional=True,
+                    tooltip="Every line of the prompt is an instruction of its own; empty ones are left out.",
+                ),
+                io.Boolean.Input(
+                    "download",
+                    default=False,
+                    optional=True,
+                    tooltip="Fetch the encoder from Hugging Face if it is neither in models/hywu nor in the "
+                    "Hugging Face cache. Off, nothing ever uses the network.",
                 ),
             ],
-            outputs=[ConditionSocket.Output(display_name="condition")],
+            outputs=[ConditionSocket.Output(display_name="condition", tooltip="For Generate LoRA.")],
         )
 
     @classmethod
-    def execute(cls, generator: LoadedGenerator, image: torch.Tensor, prompt: str) -> io.NodeOutput:
+    def execute(
+        cls,
+        generator: list[LoadedGenerator],
+        prompt: list[str],
+        image: list[torch.Tensor] | None = None,
+        image_2: list[torch.Tensor] | None = None,
+        image_3: list[torch.Tensor] | None = None,
+        hidden_states: list[Conditioning] | None = None,
+        one_prompt_per_line: Sequence[bool] = (False,),
+        download: Sequence[bool] = (False,),
+    ) -> io.NodeOutput:
         """Encode."""
-        encoder = encoder_of_kind(str(generator.generator.encoder_info.get("kind")))
-        return io.NodeOutput(encoder.encode(pixels(image), [prompt] * len(image)))
+        if len(generator) > 1:
+            raise HywuError(f"HY-WU Condition takes one generator, and was given a list of {len(generator)}.")
+        (loaded,) = generator
+        prompts = lines_of(prompt) if one_prompt_per_line[0] else list(prompt)
+        images = {"image": image, "image_2": image_2, "image_3": image_3}
+        info = loaded.generator.encoder_info
+        if hidden_states:
+            if info.get("kind") != BackboneHiddenEncoder.kind:
+                raise HywuError(
+                    f"This generator reads conditions of the encoder '{info.get('id')}', not hidden states; "
+                    "disconnect hidden_states and connect an image."
+                )
+            condition = _of_hidden_states(hidden_states, prompts, info.get("dim"))
+            return _output(condition, [name for name, given in images.items() if given])
+        pictures = {
+            name: [picture for batch in given or () for picture in pixels(batch)]
+            for name, given in images.items()
+        }
+        encoder = encoder_for(loaded, download[0])
+        if not pictures["image"]:
+            raise HywuError(
+                f"The encoder {encoder.id} of this generator looks at a picture; connect an image."
+            )
+        return _output(encoder.encode(*join_edits(prompts, pictures)))
+
+
+def _of_hidden_states(given: list[Conditioning], prompts: list[str], dim: int | None) -> Condition:
+    """Every entry of every CONDITIONING as conditions of one batch."""
+    entries = [entry for conditioning in given for entry in conditioning]
+    if not entries:
+        raise HywuError("hidden_states is an empty conditioning; connect what the backbone's encoder gave.")
+    parts = []
+    for hidden, extras in entries:
+        mask = extras.get("attention_mask")
+        if mask is not None and mask.ndim == 2 and len(mask) == 1:
+            mask = mask.expand(len(hidden), -1)
+        parts.append(hidden_condition(hidden, mask))
+    condition = Condition.stack(parts)
+    if dim not in (None, condition.dim):
+        raise HywuError(
+            f"The hidden states have {condition.dim} channels, but the generator learned with {dim}; connect "
+            "those of the backbone it was made for."
+        )
+    if len(prompts) not in (1, condition.batch):
+        raise HywuError(
+            f"There are {len(prompts)} instructions and {condition.batch} hidden states, which do not fit "
+            "together: give one instruction for all, or one for each."
+        )
+    # They are the backbone's reading of an instruction; which one is known only if it was given here too.
+    each = prompts * (condition.batch // len(prompts))
+    return replace(condition, prompts=tuple(each) if all(text.strip() for text in each) else None)
+
+
+def _output(condition: Condition, unread: Sequence[str] = ()) -> io.NodeOutput:
+    several = f"{condition.batch} conditions" if condition.batch > 1 else "1 condition"
+    report = [f"{several} of {condition.tokens.shape[1]} tokens and {condition.dim} channels"]
+    if unread:
+        report.append(f"Not read: {', '.join(unread)}; the hidden states have seen what they show")
+    return io.NodeOutput(condition, ui={"hywu_report": report})

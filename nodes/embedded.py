@@ -1,20 +1,23 @@
-"""HY-WU Embedded Encode: a photograph and a sentence as the embedded backbone takes them."""
+"""HY-WU Embedded Encode: photographs and sentences as the embedded backbone takes them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..hywu_core.conditions.embedded import EmbeddedConditionEncoder
+from ..hywu_core.conditions import join_edits, lines_of
 from ..hywu_core.embedded.sizing import fit_image
-from .condition import encoder_of_kind
+from ..hywu_core.errors import HywuError
+from .backports import search_words
+from .encoders import embedded_encoder
 from .sockets import CATEGORY, pixels
 
 
 class EmbeddedEncode(io.ComfyNode):
-    """An IMAGE and an instruction to CONDITIONING, an empty LATENT and the resized IMAGE."""
+    """Images and instructions to CONDITIONING, an empty LATENT and the resized images, one batch of all."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -25,6 +28,9 @@ class EmbeddedEncode(io.ComfyNode):
             category=CATEGORY,
             description="Prepares a photograph and an instruction for the small FLUX Kontext of this "
             "pack. Models of your own have their own text encoders; they do not need this node.",
+            # As HY-WU Condition: what is one batch of edits there is the same one here.
+            is_input_list=True,
+            **search_words("text encode", "reference latent", "kontext", "clip text", "文本编码"),
             inputs=[
                 io.Image.Input("image", tooltip="Any size; it is fitted to about 256 x 256 pixels."),
                 io.String.Input(
@@ -34,6 +40,12 @@ class EmbeddedEncode(io.ComfyNode):
                     tooltip="The same words that HY-WU Condition reads.",
                 ),
                 io.Vae.Input("vae", tooltip="Load VAE with hywu_embedded_autoencoder."),
+                io.Boolean.Input(
+                    "one_prompt_per_line",
+                    default=False,
+                    optional=True,
+                    tooltip="Every line of the prompt is an instruction of its own; empty ones are left out.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -45,10 +57,25 @@ class EmbeddedEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image: torch.Tensor, prompt: str, vae: Any) -> io.NodeOutput:
-        """Resize, encode the words, encode the photograph."""
-        fitted = fit_image(pixels(image)).movedim(1, -1)
-        text = encoder_of_kind(EmbeddedConditionEncoder.kind).text_encoder.encode([prompt] * len(fitted))
-        reference = vae.encode(fitted)
+    def execute(
+        cls,
+        image: list[torch.Tensor],
+        prompt: list[str],
+        vae: list[Any],
+        one_prompt_per_line: Sequence[bool] = (False,),
+    ) -> io.NodeOutput:
+        """Resize, encode the words, encode the photographs."""
+        prompts = lines_of(prompt) if one_prompt_per_line[0] else list(prompt)
+        pictures = [fit_image(picture[None])[0] for batch in image for picture in pixels(batch)]
+        if len(sizes := {tuple(picture.shape[-2:]) for picture in pictures}) > 1:
+            shapes = " and ".join(f"{width} x {height}" for height, width in sorted(sizes))
+            raise HywuError(
+                f"The photographs have different shapes ({shapes} at their working sizes), and one batch is "
+                "sampled in one shape; crop them alike first, with Batch Images for example."
+            )
+        edits, instructions = join_edits(prompts, {"image": pictures})
+        fitted = torch.stack([picture for (picture,) in edits]).movedim(1, -1)
+        text = embedded_encoder().text_encoder.encode(instructions)
+        reference = vae[0].encode(fitted)
         extras = {"pooled_output": text.pooled, "reference_latents": [reference]}
         return io.NodeOutput([[text.tokens, extras]], {"samples": torch.zeros_like(reference)}, fitted)

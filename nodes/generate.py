@@ -1,14 +1,25 @@
-"""Generate LoRA: one pass of the generator."""
+"""Generate LoRA: one pass of the generator for each condition that is new."""
 
 from __future__ import annotations
 
+import logging
+
 import comfy.model_management
+import comfy.utils
 from comfy_api.v0_0_2 import io
 
 from ..hywu_core.apply.comfy import lora_model
 from ..hywu_core.conditions import Condition
-from ..hywu_core.generate import generate
+from ..hywu_core.generate import generate_kept
+from ..hywu_core.lora.limits import Limits
+from ..hywu_core.lora.norm_table import norm_table
+from .backports import search_words
+from .kept import CACHES, caches_of
 from .sockets import CATEGORY, AdapterSocket, ConditionSocket, GeneratorSocket, LoadedGenerator
+
+logger = logging.getLogger("hywu")
+
+_HEAT_MAPS = 8
 
 
 class GenerateLoRA(io.ComfyNode):
@@ -21,8 +32,50 @@ class GenerateLoRA(io.ComfyNode):
             node_id="HYWU_GenerateLoRA",
             display_name="Generate LoRA",
             category=CATEGORY,
-            description="Writes a LoRA for the condition in one pass of the generator; nothing is trained.",
-            inputs=[GeneratorSocket.Input("generator"), ConditionSocket.Input("condition")],
+            description="Writes a LoRA for each condition in one pass of the generator; nothing is trained.",
+            **search_words("hypernetwork", "lora", "weights", "parameter generator"),
+            inputs=[
+                GeneratorSocket.Input("generator", tooltip="The one that the condition was encoded for."),
+                ConditionSocket.Input("condition", tooltip="A batch gives a LoRA for each."),
+                io.Float.Input(
+                    "max_norm",
+                    default=0.0,
+                    min=0.0,
+                    max=1e6,
+                    step=0.1,
+                    round=0.0001,
+                    optional=True,
+                    tooltip="Bound on the norm of the whole update; a larger one is scaled down. 0: no "
+                    "bound. The node says what the norm was.",
+                ),
+                io.Float.Input(
+                    "max_norm_per_target",
+                    default=0.0,
+                    min=0.0,
+                    max=1e6,
+                    step=0.1,
+                    round=0.0001,
+                    optional=True,
+                    tooltip="Bound on the norm of each layer's update. 0: no bound.",
+                ),
+                io.Int.Input(
+                    "max_rank",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="Bound on the rank: the nearest update of at most this rank. 0: as generated.",
+                ),
+                io.Combo.Input(
+                    "cache",
+                    options=list(CACHES),
+                    default=CACHES[0],
+                    optional=True,
+                    tooltip="Where LoRAs are kept, so that a condition seen before costs nothing. memory: as "
+                    "long as the generator is loaded. memory and disk: also in user/__hywu_cache, for later "
+                    "starts. Changing a bound never generates again.",
+                ),
+            ],
             outputs=[
                 AdapterSocket.Output(
                     display_name="adapter", tooltip="One LoRA for each condition, for Apply Generated LoRA."
@@ -35,8 +88,44 @@ class GenerateLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, generator: LoadedGenerator, condition: Condition) -> io.NodeOutput:
-        """Generate."""
+    def execute(
+        cls,
+        generator: LoadedGenerator,
+        condition: Condition,
+        max_norm: float = 0.0,
+        max_norm_per_target: float = 0.0,
+        max_rank: int = 0,
+        cache: str = CACHES[0],
+    ) -> io.NodeOutput:
+        """Generate what is new, then bound."""
+        fingerprint = generator.fingerprint  # before it moves: its weights are read where they lie
         comfy.model_management.load_models_gpu([generator.patcher], force_full_load=True)
-        adapter = generate(generator.generator, condition).to(device=generator.patcher.offload_device)
-        return io.NodeOutput(adapter, lora_model(adapter))
+        logger.info("Generate LoRA: %d conditions", condition.batch)
+        # On the CPU, so that what is kept never fills a GPU behind ComfyUI's back.
+        adapter, n_kept = generate_kept(
+            generator.generator, condition, fingerprint, caches_of(generator, cache), _Progress(), "cpu"
+        )
+        adapter, bounded = Limits.of_widgets(max_norm, max_norm_per_target, max_rank).apply(adapter)
+        tables = [norm_table(adapter, index) for index in range(min(adapter.batch, _HEAT_MAPS))]
+        report = [
+            f"{adapter.batch} {'LoRA' if adapter.batch == 1 else 'LoRAs'} of rank {adapter.rank} for "
+            f"{len(adapter)} targets: {adapter.batch - n_kept} generated, {n_kept} from the cache",
+            *bounded,
+        ]
+        for line in report:
+            logger.info("Generate LoRA: %s", line)
+        ui = {"hywu_report": report, "hywu_heat_map": [table.payload() for table in tables]}
+        return io.NodeOutput(adapter, lora_model(adapter), ui=ui)
+
+
+class _Progress:
+    """ComfyUI's progress bar, moved block by block; the place where a run is cancelled."""
+
+    def __init__(self) -> None:
+        self.bar: comfy.utils.ProgressBar | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if self.bar is None:
+            self.bar = comfy.utils.ProgressBar(total)
+        self.bar.update_absolute(done, total)

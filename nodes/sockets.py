@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..hywu_core.generation_cache import MemoryCache
 from ..hywu_core.generator import ParameterGenerator
+from ..hywu_core.generator.fingerprint import fingerprint
 
 GeneratorSocket = io.Custom("HYWU_GENERATOR")
 ConditionSocket = io.Custom("HYWU_CONDITION")
@@ -17,12 +21,22 @@ AdapterSocket = io.Custom("HYWU_ADAPTER")
 CATEGORY = "HY-WU"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class LoadedGenerator:
-    """What a HYWU_GENERATOR is: the generator, and the patcher by which ComfyUI loads and frees it."""
+    """What a HYWU_GENERATOR is: the generator, and the patcher by which ComfyUI loads and frees it.
+
+    encoders, kept: what was loaded and generated for it, and goes with it (see `encoders.py`, `kept.py`).
+    """
 
     generator: ParameterGenerator
     patcher: ModelPatcher
+    encoders: dict[str, Any] = field(default_factory=dict)
+    kept: MemoryCache | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides its LoRAs, computed when it is first needed."""
+        return fingerprint(self.generator)
 
 
 def pixels(image: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ is the condition, and no second encoder is needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class BackboneHiddenEncoder:
     @torch.no_grad()
     def encode(self, images: Sequence[Pictures] | Tensor, prompts: Sequence[str]) -> Condition:
         """What the backbone makes of pictures and prompts, (B, S, D); HywuError for another width."""
-        condition = hidden_condition(*self.hidden_states(images, prompts))
+        condition = replace(hidden_condition(*self.hidden_states(images, prompts)), prompts=tuple(prompts))
         if condition.dim != self.dim:
             raise HywuError(f"The backbone {self.id} gave {condition.dim} channels instead of {self.dim}.")
         return condition

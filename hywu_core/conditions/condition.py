@@ -23,12 +23,14 @@ class Condition:
     tokens: (B, S, D) floating point, as the encoder gave them.
     mask: (B, S) bool, True where a token is real; None says that every token is. None is also the fast path:
         attention without a mask runs on flash kernels. Masked tokens never influence the generated update.
+    prompts: the instruction of each, for provenance; None where they are not known. No generator reads them.
 
     Raises HywuError when the shapes or dtypes are not these.
     """
 
     tokens: Tensor
     mask: Tensor | None = None
+    prompts: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 3 or 0 in self.tokens.shape:
@@ -40,6 +42,8 @@ class Condition:
             raise HywuError(
                 f"Condition tokens are {self.tokens.dtype}; they must be floating point features."
             )
+        if self.prompts is not None and len(self.prompts) != self.batch:
+            raise HywuError(f"A batch of {self.batch} conditions was given {len(self.prompts)} instructions.")
         if self.mask is None:
             return
         if self.mask.dtype != torch.bool or self.mask.shape != self.tokens.shape[:2]:
@@ -69,12 +73,15 @@ class Condition:
     def __getitem__(self, index: int | slice | Sequence[int]) -> Condition:
         """Some of the conditions, as a batch: an int gives a batch of one."""
         rows = [index] if isinstance(index, int) else index
-        return Condition(self.tokens[rows], None if self.mask is None else self.mask[rows])
+        prompts = self.prompts
+        if prompts is not None:
+            prompts = prompts[rows] if isinstance(rows, slice) else tuple(prompts[row] for row in rows)
+        return Condition(self.tokens[rows], None if self.mask is None else self.mask[rows], prompts)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
         """Move or cast the tokens; the mask stays bool and moves along."""
         mask = None if self.mask is None else self.mask.to(device=device)
-        return Condition(self.tokens.to(device=device, dtype=dtype), mask)
+        return Condition(self.tokens.to(device=device, dtype=dtype), mask, self.prompts)
 
     def check(self) -> Condition:
         """Return self; HywuError when a real token is not finite or a condition has no real token at all.
@@ -108,10 +115,30 @@ class Condition:
         order = self.mask.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
         mask = self.mask.gather(1, order)
         tokens = self.tokens.gather(1, order[..., None].expand(-1, -1, self.dim))
-        return Condition(tokens, None if mask.all() else mask)
+        return Condition(tokens, None if mask.all() else mask, self.prompts)
 
-    def digest(self) -> str:
-        """SHA-256 of the real tokens and their places, on any device: a key for caches and provenance."""
+    def alone(self, index: int) -> Condition:
+        """One condition as if it had been encoded by itself: without the padding that the batch put after it.
+
+        Waits for the device.
+        """
+        one = self[index]
+        if one.mask is None:
+            return one
+        real = one.mask[0].nonzero()
+        end = int(real[-1]) + 1 if len(real) else one.tokens.shape[1]
+        mask = one.mask[:, :end]
+        return Condition(one.tokens[:, :end], None if mask.all() else mask, one.prompts)
+
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of each condition's real tokens and their places: keys for caches and provenance.
+
+        The same on any device, in whatever batch a condition stands and however that pads it; its instruction
+        counts by the tokens it became.
+        """
+        return tuple(self.alone(index)._digest() for index in range(self.batch))
+
+    def _digest(self) -> str:
         digest = hashlib.sha256(str((tuple(self.tokens.shape), self.tokens.dtype)).encode())
         real = self._dense_mask()
         tokens = self.tokens.masked_fill(~real[..., None], 0)
@@ -121,15 +148,20 @@ class Condition:
 
     @classmethod
     def stack(cls, conditions: Sequence[Condition]) -> Condition:
-        """Join batches of one encoder; shorter sequences are padded on the right and masked."""
+        """Join batches of one encoder; shorter sequences are padded on the right and masked.
+
+        The instructions stay where every batch knows its own.
+        """
         _require_same_dim(conditions)
+        known = [c.prompts for c in conditions if c.prompts is not None]
+        prompts = tuple(p for some in known for p in some) if len(known) == len(conditions) else None
         longest = max(c.tokens.shape[1] for c in conditions)
         padding = [longest - c.tokens.shape[1] for c in conditions]
         tokens = torch.cat([F.pad(c.tokens, (0, 0, 0, p)) for c, p in zip(conditions, padding, strict=True)])
         if not any(padding) and all(c.mask is None for c in conditions):
-            return cls(tokens)
+            return cls(tokens, None, prompts)
         masks = [F.pad(c._dense_mask(), (0, p)) for c, p in zip(conditions, padding, strict=True)]
-        return cls(tokens, torch.cat(masks))
+        return cls(tokens, torch.cat(masks), prompts)
 
     @classmethod
     def concat(cls, conditions: Sequence[Condition]) -> Condition:
@@ -140,9 +172,10 @@ class Condition:
                 f"Cannot concatenate conditions of different batches: {[c.batch for c in conditions]}."
             )
         tokens = torch.cat([c.tokens for c in conditions], dim=1)
+        prompts = next((c.prompts for c in conditions if c.prompts is not None), None)
         if all(c.mask is None for c in conditions):
-            return cls(tokens)
-        return cls(tokens, torch.cat([c._dense_mask() for c in conditions], dim=1))
+            return cls(tokens, None, prompts)
+        return cls(tokens, torch.cat([c._dense_mask() for c in conditions], dim=1), prompts)
 
     def _dense_mask(self) -> Tensor:
         if self.mask is not None:

@@ -20,6 +20,7 @@ from ..embedded.sizing import fit_image
 from ..embedded.text import EmbeddedTextEncoder, TextFeatures
 from ..errors import HywuError
 from .condition import Condition
+from .pictures import Pictures, as_pictures, once_each
 
 GRID = 4
 TEXT_DIM = 512
@@ -37,12 +38,22 @@ def image_tokens(latents: Tensor) -> Tensor:
     return torch.cat(stats, dim=2).transpose(1, 2)
 
 
-def embedded_condition(latents: Tensor, text: TextFeatures) -> Condition:
-    """Concatenate what was seen and what was read: latents (B, Z, h, w), text tokens (B, 32, E)."""
-    seen = F.pad(image_tokens(latents.float()), (TEXT_DIM, 0))
+def embedded_condition(
+    latents: Tensor, text: TextFeatures, prompts: Sequence[str] | None = None
+) -> Condition:
+    """Concatenate what was seen and what was read: latents (B, Z, h, w), text tokens (B, 32, E).
+
+    prompts: the words themselves, for provenance.
+    """
+    return _concatenate(image_tokens(latents.float()), text, prompts)
+
+
+def _concatenate(image: Tensor, text: TextFeatures, prompts: Sequence[str] | None) -> Condition:
+    """Image tokens (B, 17, 2Z) before text tokens (B, 32, E), each in its own channels."""
+    seen = F.pad(image, (TEXT_DIM, 0))
     read = F.pad(text.tokens.to(seen), (0, IMAGE_DIM))
     mask = torch.cat([seen.new_ones(seen.shape[:2], dtype=torch.bool), text.mask.to(seen.device)], dim=1)
-    return Condition(tokens=torch.cat([seen, read], dim=1), mask=mask)
+    return Condition(torch.cat([seen, read], dim=1), mask, None if prompts is None else tuple(prompts))
 
 
 class EmbeddedConditionEncoder:
@@ -67,11 +78,22 @@ class EmbeddedConditionEncoder:
         return {"kind": cls.kind, "id": cls.id, "dim": cls.dim}
 
     @torch.no_grad()
-    def encode(self, images: Tensor, prompts: Sequence[str]) -> Condition:
-        """Images (B, 3, H, W) in [0, 1], any size, and B prompts to a Condition (B, S, D)."""
-        if len(images) != len(prompts):
-            raise HywuError(
-                f"Got {len(images)} images and {len(prompts)} instructions; give one for each image."
-            )
-        latents = self.autoencoder.encode(fit_image(images))
-        return embedded_condition(latents, self.text_encoder.encode(list(prompts)))
+    def encode(self, images: Sequence[Pictures] | Tensor, prompts: Sequence[str]) -> Condition:
+        """Pictures of any sizes, one for each of the B prompts, to a Condition (B, S, D).
+
+        HywuError for more than one picture of an edit.
+        """
+        edits = as_pictures(images, prompts)
+        for number, pictures in enumerate(edits):
+            if len(pictures) > 1:
+                raise HywuError(
+                    f"Edit {number} has {len(pictures)} reference pictures, but the embedded encoder looks "
+                    "at one; leave the others out, or use a generator that learned with several."
+                )
+        device = next(self.autoencoder.parameters()).device
+
+        def look(picture: Tensor) -> Tensor:
+            return image_tokens(self.autoencoder.encode(fit_image(picture[None]).to(device)).float())
+
+        image = torch.cat([tokens for (tokens,) in once_each(edits, look)])
+        return _concatenate(image, self.text_encoder.encode(list(prompts)), prompts)

@@ -17,6 +17,8 @@ class ConditionEncoder(Protocol):
 
     kind, id: which encoder this is ("siglip2") and with which weights; a generator only works with its own.
     dim: channels D of its tokens, the generator's `condition_dim`.
+
+    An edit's tokens are the same bits whatever else is in the batch: caches are keyed by them.
     """
 
     kind: str
@@ -28,5 +30,8 @@ class ConditionEncoder(Protocol):
         ...
 
     def encode(self, images: Sequence[Pictures] | Tensor, prompts: Sequence[str]) -> Condition:
-        """One condition for each prompt; `images` has an entry for each, or is a batch (B, 3, H, W)."""
+        """One condition for each prompt; `images` has an entry for each, or is a batch (B, 3, H, W).
+
+        The condition knows its prompts. Raises HywuError for pictures this encoder cannot read.
+        """
         ...

@@ -5,7 +5,7 @@ Shapes: B edits, H x W pixels, p patch size, h x w patches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 
 import numpy as np
@@ -41,6 +41,19 @@ def as_pictures(images: Sequence[Pictures] | Tensor, prompts: Sequence[str]) -> 
     return edits
 
 
+def once_each(edits: Sequence[Sequence[Tensor]], look: Callable[[Tensor], Tensor]) -> list[list[Tensor]]:
+    """`look` at every picture of every edit; a picture that several edits share is looked at once.
+
+    One picture at a time: in a batch an encoder rounds differently, and its tokens name what caches keep.
+    """
+    seen: dict[tuple, Tensor] = {}
+    for pictures in edits:
+        for picture in pictures:
+            if (key := _identity(picture)) not in seen:
+                seen[key] = look(picture.contiguous())
+    return [[seen[_identity(picture)] for picture in pictures] for pictures in edits]
+
+
 def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """(3, H, W) in [0, 1] to (3, *size) in [-1, 1], the range of SigLIP; bilinear, antialiased."""
     resized = F.interpolate(picture[None], size, mode="bilinear", antialias=True, align_corners=False)
@@ -63,6 +76,10 @@ def cut_patches(picture: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """(3, H, W) in [0, 1] to patches (h * w, p * p * 3) in [-1, 1], row by row, channels last."""
     pixels = resize(picture, (grid[0] * patch, grid[1] * patch))
     return rearrange(pixels, "c (h p) (w q) -> (h w) (p q c)", p=patch, q=patch)
+
+
+def _identity(picture: Tensor) -> tuple:
+    return picture.data_ptr(), picture.shape, picture.stride()
 
 
 def _as_tensor(picture: Picture, number: int) -> Tensor:

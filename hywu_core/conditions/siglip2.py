@@ -1,6 +1,6 @@
 """SigLIP2 conditions, the paper's default: what its towers make of pictures and words, token by token.
 
-Shapes: B edits, N_i image tokens of picture i, M_i text tokens of prompt i, S condition tokens, D channels.
+Shapes: B edits, N image tokens of a picture, M text tokens of a prompt, S condition tokens, D channels.
 
 `c = concat[Enc_img(image), Enc_txt(instruction)]` along the token axis (paper 3.3). The pictures are
 prepared by `pictures.py`: the processors of transformers need torchvision.
@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import HywuError
 from .condition import Condition
-from .pictures import Pictures, as_pictures, cut_patches, patch_grid, resize
+from .pictures import Pictures, as_pictures, cut_patches, once_each, patch_grid, resize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,7 +75,7 @@ class SigLIP2Encoder:
         """
         from transformers import AutoModel, AutoTokenizer
 
-        local = {"local_files_only": not allow_download}
+        local = {"local_files_only": not allow_download, "trust_remote_code": False}
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(model), **local)
             weights, report = AutoModel.from_pretrained(
@@ -108,49 +107,43 @@ class SigLIP2Encoder:
         pictures, and when the result is not finite.
         """
         edits = as_pictures(images, prompts)
-        seen = iter(self._see([picture for pictures in edits for picture in pictures]))
         conditions = []
-        for pictures, text in zip(edits, self._read(prompts), strict=True):
-            parts = [next(seen) for _ in pictures] + [text]
+        for seen, prompt in zip(once_each(edits, self._see), prompts, strict=True):
+            parts = [*seen, self._read(prompt)]
             tokens = torch.cat([F.pad(part, (0, self.dim - part.shape[1])) for part in parts])
-            conditions.append(Condition(tokens[None].float()))
+            conditions.append(Condition(tokens[None].float(), prompts=(prompt,)))
         return Condition.stack(conditions).check()
 
-    def _see(self, pictures: list[Tensor]) -> list[Tensor]:
-        """Pictures (3, H, W) to their image tokens (N_i, D)."""
+    def _see(self, picture: Tensor) -> Tensor:
+        """A picture (3, H, W) to its image tokens (N, D)."""
         vision, device, dtype = self.model.config.vision_config, self.model.device, self.model.dtype
         if not self.naflex:
-            size = (vision.image_size, vision.image_size)
-            pixels = torch.stack([resize(picture, size) for picture in pictures])
-            return list(self.model.vision_model(pixels.to(device, dtype)).last_hidden_state)
-
-        patch = vision.patch_size
-        grids = [patch_grid(*picture.shape[1:], patch, self.max_patches) for picture in pictures]
-        patches = [cut_patches(*args, patch) for args in zip(pictures, grids, strict=True)]
-        mask = pad_sequence([torch.ones(len(p), dtype=torch.long) for p in patches], batch_first=True)
-        pixels = pad_sequence(patches, batch_first=True).to(device, dtype)
+            pixels = resize(picture, (vision.image_size, vision.image_size))[None]
+            return self.model.vision_model(pixels.to(device, dtype)).last_hidden_state[0]
+        grid = patch_grid(*picture.shape[1:], vision.patch_size, self.max_patches)
+        patches = cut_patches(picture, grid, vision.patch_size)[None].to(device, dtype)
+        mask = torch.ones(patches.shape[:2], dtype=torch.long, device=device)
         # By position, because the mask's name differs between versions of transformers.
-        output = self.model.vision_model(pixels, mask.to(device), torch.tensor(grids, device=device))
-        return [tokens[: len(p)] for tokens, p in zip(output.last_hidden_state, patches, strict=True)]
+        output = self.model.vision_model(patches, mask, torch.tensor([grid], device=device))
+        return output.last_hidden_state[0]
 
-    def _read(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Prompts to their text tokens (M_i, D), without padding."""
+    def _read(self, prompt: str) -> Tensor:
+        """A prompt to its text tokens (M, D), without padding."""
         length = self.model.config.text_config.max_position_embeddings
-        lowered = [prompt.lower() for prompt in prompts]  # as in SigLIP2's training
-        for ids in self.tokenizer(lowered, verbose=False)["input_ids"]:
-            if len(ids) > length:
-                logger.warning("SigLIP2 reads %d tokens; an instruction of %d is cut.", length, len(ids))
+        lowered = prompt.lower()  # as in SigLIP2's training
+        if (n_ids := len(self.tokenizer(lowered, verbose=False)["input_ids"])) > length:
+            logger.warning("SigLIP2 reads %d tokens; an instruction of %d is cut.", length, n_ids)
         # It was trained with padding to the full length, without a mask, and with the sentence summed up in
         # the last place, be it padding or not.
         batch = self.tokenizer(
-            lowered,
+            [lowered],
             padding="max_length",
             max_length=length,
             truncation=True,
             return_attention_mask=True,
             return_tensors="pt",
         ).to(self.model.device)
-        hidden = self.model.text_model(input_ids=batch["input_ids"]).last_hidden_state
-        real = batch["attention_mask"].bool()
-        real[:, -1] = True
-        return [tokens[keep] for tokens, keep in zip(hidden, real, strict=True)]
+        hidden = self.model.text_model(input_ids=batch["input_ids"]).last_hidden_state[0]
+        real = batch["attention_mask"][0].bool()
+        real[-1] = True
+        return hidden[real]

@@ -26,18 +26,28 @@ class Adapter(Mapping[str, Pair]):
     `scale * B[p] @ A[p]`. All targets share P and r, and should share dtype and device. Tensors may be
     views and may require grad.
 
+    `provenance` says where the batch comes from, `rows` what is known of each adapter in it besides (such as
+    `condition_sha256` and `prompt`): P mappings, or none where nothing is known.
+
     Raises `HywuError` if the shapes contradict each other; `check()` also looks for values that are not
     finite.
     """
 
     def __init__(
-        self, weights: Mapping[str, Pair], scale: float = 1.0, provenance: Mapping[str, str] | None = None
+        self,
+        weights: Mapping[str, Pair],
+        scale: float = 1.0,
+        provenance: Mapping[str, str] | None = None,
+        rows: Sequence[Mapping[str, str]] = (),
     ) -> None:
         if not weights:
             raise HywuError("An adapter needs at least one target; this one has none.")
         self._weights: dict[str, Pair] = {name: (A, B) for name, (A, B) in weights.items()}
         self.scale = float(scale)
         self.provenance: Mapping[str, str] = MappingProxyType(dict(provenance or {}))
+        self.rows: tuple[Mapping[str, str], ...] = tuple(MappingProxyType(dict(row)) for row in rows)
+        if self.rows and len(self.rows) != self.batch:
+            raise HywuError(f"{len(self.rows)} origins were given for a batch of {self.batch} adapters.")
         self._check_consistent()
 
     def __getitem__(self, name: str) -> Pair:
@@ -95,8 +105,11 @@ class Adapter(Mapping[str, Pair]):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Adapter:
         """The adapter with `function` applied to every A and B."""
-        weights = {name: (function(A), function(B)) for name, (A, B) in self.items()}
-        return Adapter(weights, self.scale, self.provenance)
+        return self.with_weights({name: (function(A), function(B)) for name, (A, B) in self.items()})
+
+    def with_weights(self, weights: Mapping[str, Pair], scale: float | None = None) -> Adapter:
+        """Other tensors (and another scale) for the same batch: where they come from stays known."""
+        return Adapter(weights, self.scale if scale is None else scale, self.provenance, self.rows)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Adapter:
         """Move and cast; tensors that already fit are shared, not copied."""
@@ -130,20 +143,23 @@ class Adapter(Mapping[str, Pair]):
         if not rows:
             raise HywuError(f"An empty selection was asked for, {index} of {self.batch} adapters.")
         first, end = rows[0], rows[-1] + 1
-        if rows == list(range(first, end)):
-            return self.map(lambda t: t[first:end])  # neighbours are a view
-        return self.map(lambda t: t[rows])
+        # Neighbours are a view.
+        chosen = slice(first, end) if rows == list(range(first, end)) else rows
+        weights = {name: (A[chosen], B[chosen]) for name, (A, B) in self.items()}
+        return Adapter(
+            weights, self.scale, self.provenance, [self.rows[i] for i in rows] if self.rows else ()
+        )
 
     def scaled(self, factor: float) -> Adapter:
         """The update times `factor`; the tensors are shared."""
-        return Adapter(self._weights, self.scale * factor, self.provenance)
+        return self.with_weights(self._weights, self.scale * factor)
 
     @staticmethod
     def stack(adapters: Sequence[Adapter]) -> Adapter:
         """Join several adapters, in order, into one whose batch is the sum of theirs.
 
         Where scales differ, they are folded into B and the first one stays. Provenance keeps what all agree
-        on. Raises `HywuError` if targets or shapes differ.
+        on, and each adapter its own row. Raises `HywuError` if targets or shapes differ.
         """
         if not adapters:
             raise HywuError("Nothing to stack: the list of adapters is empty.")
@@ -164,7 +180,8 @@ class Adapter(Mapping[str, Pair]):
         shared = {
             k: v for k, v in first.provenance.items() if all(a.provenance.get(k) == v for a in adapters)
         }
-        return Adapter(weights, scale, shared)
+        rows = [row for a in adapters for row in a.rows or ({},) * a.batch]
+        return Adapter(weights, scale, shared, rows if any(rows) else ())
 
     def check(self, spec: LoraSpec | None = None) -> Adapter:
         """Return self if every value is finite and, with a spec, if targets, shapes and rank are the spec's.

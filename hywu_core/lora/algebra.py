@@ -91,7 +91,7 @@ def clip_norm(
         name: (A, B * factors[name].to(B.dtype).view(-1, *[1] * (B.dim() - 1)) if smaller else B)
         for (name, (A, B)), smaller in zip(adapter.items(), clipped, strict=True)
     }
-    return Adapter(weights, adapter.scale, adapter.provenance), ClipReport(found, factors, before, after)
+    return adapter.with_weights(weights), ClipReport(found, factors, before, after)
 
 
 def combine(adapters: Sequence[Adapter], weights: Sequence[float], rank: int | None = None) -> Adapter:
@@ -115,7 +115,9 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], rank: int | N
             A.append(one_A)
             B.append(one_B * factor)
         pairs[name] = _at_most(torch.cat(A, dim=-2), torch.cat(B, dim=-1), rank)
-    return Adapter(_of_one_rank(pairs), 1.0, agreed_provenance(adapters))
+    rows = [agreed([_row(adapter, i) for adapter in adapters]) for i in range(batch)]
+    provenance = agreed([adapter.provenance for adapter in adapters])
+    return Adapter(_of_one_rank(pairs), 1.0, provenance, rows if any(rows) else ())
 
 
 def interpolate(first: Adapter, second: Adapter, t: float, rank: int | None = None) -> Adapter:
@@ -134,7 +136,8 @@ def average(adapter: Adapter, rank: int | None = None) -> Adapter:
         A_joined = A.movedim(0, -3).flatten(-3, -2)[None]
         B_joined = B.movedim(0, -2).flatten(-2)[None] * (adapter.scale / adapter.batch)
         pairs[name] = (A_joined, B_joined) if rank is None else _truncate(A_joined, B_joined, rank)
-    return Adapter(pairs, 1.0, adapter.provenance)
+    row = agreed(adapter.rows) if adapter.rows else {}
+    return Adapter(pairs, 1.0, adapter.provenance, [row] if row else ())
 
 
 def join(adapters: Sequence[Adapter]) -> Adapter:
@@ -158,14 +161,18 @@ def join(adapters: Sequence[Adapter]) -> Adapter:
                     for t in (like_A, like_B)
                 )
             pairs[name] = pad_pair(A, B, max(rank, A.shape[-2]))
-        joined.append(Adapter(pairs, adapter.scale, adapter.provenance))
+        joined.append(adapter.with_weights(pairs))
     return Adapter.stack(joined)
 
 
-def agreed_provenance(adapters: Sequence[Adapter]) -> dict[str, str]:
-    """The provenance entries that all adapters have in common."""
-    first = adapters[0].provenance
-    return {k: v for k, v in first.items() if all(a.provenance.get(k) == v for a in adapters)}
+def agreed(told: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The entries that all of several origins have in common."""
+    return {k: v for k, v in told[0].items() if all(other.get(k) == v for other in told)}
+
+
+def _row(adapter: Adapter, i: int) -> Mapping[str, str]:
+    """What is known of adapter i, or of the only one."""
+    return adapter.rows[i if adapter.batch > 1 else 0] if adapter.rows else {}
 
 
 def _by_target(adapters: Sequence[Adapter]) -> dict[str, list[int]]:
@@ -223,8 +230,7 @@ def truncate_rank(adapter: Adapter, rank: int) -> Adapter:
 
     Raises `HywuError` for a rank below 1.
     """
-    pairs = {name: _truncate(A, B, rank) for name, (A, B) in adapter.items()}
-    return Adapter(pairs, adapter.scale, adapter.provenance)
+    return adapter.with_weights({name: _truncate(A, B, rank) for name, (A, B) in adapter.items()})
 
 
 def _truncate(A: Tensor, B: Tensor, rank: int) -> Pair:

@@ -129,9 +129,45 @@ def test_digest_is_of_the_real_content(dtype):
     condition = Condition(tokens, mask)
     changed = tokens.clone()
     changed[1, 2] = 9
-    assert Condition(changed, mask).digest() == condition.digest()
-    assert Condition(changed, torch.ones_like(mask)).digest() != condition.digest()
+    assert Condition(changed, mask).digests() == condition.digests()
+    assert Condition(changed, torch.ones_like(mask)).digests()[0] == condition.digests()[0]
+    assert Condition(changed, torch.ones_like(mask)).digests()[1] != condition.digests()[1]
     changed[0, 0, 0] += 1
-    assert Condition(changed, mask).digest() != condition.digest()
-    assert Condition(tokens).digest() == Condition(tokens, torch.ones_like(mask)).digest()
-    assert Condition(tokens.requires_grad_()).digest()
+    assert Condition(changed, mask).digests()[0] != condition.digests()[0]
+    assert Condition(tokens).digests() == Condition(tokens, torch.ones_like(mask)).digests()
+    assert Condition(tokens.requires_grad_()).digests()
+    assert Condition(tokens, prompts=("a", "b")).digests() == Condition(tokens).digests()
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4), masked=st.booleans())
+def test_a_condition_has_one_digest_alone_and_in_any_batch(lengths, masked):
+    alone = [random_condition(1, n, masked=masked) for n in lengths]
+    together = Condition.stack(alone)
+    assert together.digests() == tuple(c.digests()[0] for c in alone)
+    assert len(set(together.digests())) == len(alone)
+    assert together[[-1, 0]].digests() == (together.digests()[-1], together.digests()[0])
+
+
+def test_a_condition_alone_has_no_padding():
+    mask = torch.tensor([[True, True, False], [True, False, True], [True, True, True]])
+    condition = Condition(torch.randn(3, 3, 4), mask, ("a", "b", "c"))
+    first, second, third = (condition.alone(i) for i in range(3))
+    assert first.tokens.equal(condition.tokens[:1, :2])
+    assert first.mask is None
+    assert second.mask.tolist() == [[True, False, True]]  # a hole counts: positions are read
+    assert third.mask is None
+    assert (first.prompts, third.prompts) == (("a",), ("c",))
+
+
+def test_instructions_go_with_their_conditions():
+    condition = Condition(torch.randn(3, 2, 4), prompts=("a", "b", "c"))
+    assert condition[1].prompts == ("b",)
+    assert condition[1:].prompts == ("b", "c")
+    assert condition[[2, 0]].prompts == ("c", "a")
+    assert condition.to(dtype=torch.bfloat16).packed().prompts == ("a", "b", "c")
+    assert Condition.stack([condition, condition[0]]).prompts == ("a", "b", "c", "a")
+    assert Condition.stack([condition, random_condition(1, 2)]).prompts is None
+    assert Condition.concat([random_condition(3, 1), condition]).prompts == ("a", "b", "c")
+    with pytest.raises(HywuError, match="batch of 3 conditions was given 1 instructions"):
+        Condition(condition.tokens, prompts=("a",))

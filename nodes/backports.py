@@ -20,6 +20,16 @@ def search_words(*words: str) -> dict[str, list[str]]:
     return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
 
 
+def shown_again() -> dict[str, bool]:
+    """Keywords of an `io.Schema` whose node shows what it found also when its result came from ComfyUI's cache.
+
+    After the page was opened anew, that is; ComfyUI does it for output nodes by itself, and for others only if
+    it knows this keyword.
+    """
+    known = "has_intermediate_output" in io.Schema.__dataclass_fields__
+    return {"has_intermediate_output": True} if known else {}
+
+
 def teach_flux_widths() -> None:
     """Let "Load Diffusion Model" read a FLUX's widths from its tensors, as newer versions do.
 

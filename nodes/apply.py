@@ -9,7 +9,7 @@ from comfy_api.v0_0_2 import io
 
 from ..hywu_core.apply.comfy import Branch, Mode, Where, apply_adapter
 from ..hywu_core.lora import Adapter
-from .backports import search_words
+from .backports import search_words, shown_again
 from .sockets import CATEGORY, AdapterSocket
 
 
@@ -64,6 +64,7 @@ class ApplyLoRA(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The same model, with the LoRA beside it.")
             ],
+            **shown_again(),
             **search_words("load lora", "lora loader", "bypass lora", "batch lora", "应用 LoRA"),
         )
 

@@ -21,10 +21,9 @@ def search_words(*words: str) -> dict[str, list[str]]:
 
 
 def shown_again() -> dict[str, bool]:
-    """Keywords of an `io.Schema` whose node shows what it found also when its result came from ComfyUI's cache.
+    """Keywords of an `io.Schema`: the node shows its report in a newly opened page when it need not run again.
 
-    After the page was opened anew, that is; ComfyUI does it for output nodes by itself, and for others only if
-    it knows this keyword.
+    ComfyUI sends what an output node reported from its cache, and what others did if it knows this keyword.
     """
     known = "has_intermediate_output" in io.Schema.__dataclass_fields__
     return {"has_intermediate_output": True} if known else {}

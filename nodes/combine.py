@@ -6,7 +6,7 @@ from comfy_api.v0_0_2 import io
 
 from ..hywu_core.lora import Adapter
 from ..hywu_core.lora.combining import OPERATIONS, combine_adapters
-from .backports import search_words
+from .backports import search_words, shown_again
 from .sockets import CATEGORY, AdapterSocket
 
 
@@ -59,6 +59,7 @@ class CombineAdapters(io.ComfyNode):
                     tooltip="For Apply Generated LoRA, Save Adapter and Inspect Adapter.",
                 )
             ],
+            **shown_again(),
             **search_words(
                 "merge lora", "mix lora", "average lora", "interpolate", "batch lora", "混合 LoRA"
             ),

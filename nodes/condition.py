@@ -11,7 +11,7 @@ from comfy_api.v0_0_2 import io
 
 from ..hywu_core.conditions import BackboneHiddenEncoder, Condition, hidden_condition, join_edits, lines_of
 from ..hywu_core.errors import HywuError
-from .backports import search_words
+from .backports import search_words, shown_again
 from .encoders import encoder_for
 from .sockets import CATEGORY, ConditionSocket, GeneratorSocket, LoadedGenerator, pixels
 
@@ -31,6 +31,7 @@ class EncodeCondition(io.ComfyNode):
             description="Encodes images and instructions with the encoder the generator learned with. One "
             "instruction goes with many images, one image with many instructions, or each with its own.",
             is_input_list=True,
+            **shown_again(),
             **search_words("prompt", "instruction", "encode", "siglip", "reference image"),
             inputs=[
                 GeneratorSocket.Input("generator", tooltip="Decides which encoder is used."),

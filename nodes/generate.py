@@ -13,7 +13,7 @@ from ..hywu_core.conditions import Condition
 from ..hywu_core.generate import generate_kept
 from ..hywu_core.lora.limits import Limits
 from ..hywu_core.lora.norm_table import norm_table
-from .backports import search_words
+from .backports import search_words, shown_again
 from .kept import CACHES, caches_of
 from .sockets import CATEGORY, AdapterSocket, ConditionSocket, GeneratorSocket, LoadedGenerator
 
@@ -33,6 +33,7 @@ class GenerateLoRA(io.ComfyNode):
             display_name="Generate LoRA",
             category=CATEGORY,
             description="Writes a LoRA for each condition in one pass of the generator; nothing is trained.",
+            **shown_again(),
             **search_words("hypernetwork", "lora", "weights", "parameter generator"),
             inputs=[
                 GeneratorSocket.Input("generator", tooltip="The one that the condition was encoded for."),

@@ -9,7 +9,7 @@ from comfy_api.v0_0_2 import io
 
 from ..hywu_core.lora import load_adapter
 from ..hywu_core.lora.architectures import describe_backbone
-from .backports import search_words
+from .backports import search_words, shown_again
 from .sockets import CATEGORY, AdapterSocket
 
 _SUFFIXES = (".safetensors", ".sft")  # what else models/loras may hold are pickles, which are never opened
@@ -40,6 +40,7 @@ class LoadAdapter(io.ComfyNode):
                     display_name="adapter", tooltip="One LoRA, for Apply Generated LoRA or Combine Adapters."
                 )
             ],
+            **shown_again(),
             **search_words("load lora", "lora file", "peft", "kohya", "加载 LoRA"),
         )
 

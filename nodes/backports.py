@@ -21,7 +21,7 @@ def search_words(*words: str) -> dict[str, list[str]]:
 
 
 def shown_again() -> dict[str, bool]:
-    """Keywords of an `io.Schema`: the node shows its report in a newly opened page when it need not run again.
+    """Keywords of an `io.Schema`: in a newly opened page the node shows its report also when it need not run.
 
     ComfyUI sends what an output node reported from its cache, and what others did if it knows this keyword.
     """

@@ -267,3 +267,20 @@ def test_columns_are_named_by_the_user_where_names_tell_nothing(tmp_path):
     assert normal(PairedDataset.load(tmp_path, options), tmp_path) == [("x.png", ["z.png", "y.png"], "do")]
     with pytest.raises(HywuError, match="no column 'q'"):
         PairedDataset.load(tmp_path, Options(control_columns=("q",), prompt_column="w"))
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "any.jsonl"])
+def test_any_table_can_be_read_by_naming_its_columns(name, tmp_path):
+    for file in ("x.png", "y.png"):
+        image(tmp_path / file)
+    row = json.dumps({"new": "x.png", "old": "y.png", "todo": ["do", "make"]})
+    path = text(tmp_path / name, f"[{row}]" if name.endswith(".json") else row)
+    with pytest.raises(
+        HywuError, match=r"the columns new, old, todo are of no known convention; .*--target-column"
+    ):
+        PairedDataset.load(path)
+    data = PairedDataset.load(
+        path, Options(target_column="new", control_columns=("old",), prompt_column="todo")
+    )
+    assert normal(data, tmp_path) == [("x.png", ["y.png"], "do")]
+    assert data[0].also == ("make",)

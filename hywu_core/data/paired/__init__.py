@@ -4,7 +4,17 @@ from .cache import EncodingCache, cache_key
 from .collect import Sample
 from .dataset import PairedDataset
 from .detect import CONVENTIONS
+from .encode import Encodings
 from .options import Options
 from .pictures import Picture
 
-__all__ = ["CONVENTIONS", "EncodingCache", "Options", "PairedDataset", "Picture", "Sample", "cache_key"]
+__all__ = [
+    "CONVENTIONS",
+    "EncodingCache",
+    "Encodings",
+    "Options",
+    "PairedDataset",
+    "Picture",
+    "Sample",
+    "cache_key",
+]

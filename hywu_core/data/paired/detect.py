@@ -63,14 +63,14 @@ def detect(path: Path, options: Options) -> Found:
 def _file(path: Path, options: Options) -> Found:
     if path.suffix.lower() in _TABLES:
         return Found("huggingface", path, _read_table)
-    convention = options.convention or _of_file(path)
+    convention = options.convention or _of_file(path, options)
     if convention not in _FILES:
         kinds = ", ".join((*_CONFIGURATIONS, *_TABLES))
         raise HywuError(f"{path} is no configuration or metadata of a known data set ({kinds}).")
     return Found(convention, path, _FILES[convention])
 
 
-def _of_file(path: Path) -> str | None:
+def _of_file(path: Path, options: Options) -> str | None:
     """The convention of a file, by its ending and its first contents."""
     ending = path.suffix.lower()
     if ending == ".toml":
@@ -83,11 +83,11 @@ def _of_file(path: Path) -> str | None:
             return "ai-toolkit"
         if simpletuner.recognise(content):
             return "simpletuner"
-        return _of_row(path) if isinstance(content, list) else None
-    return _of_row(path) if ending in (".jsonl", ".csv") else None
+        return _of_row(path, options) if isinstance(content, list) else None
+    return _of_row(path, options) if ending in (".jsonl", ".csv") else None
 
 
-def _of_row(path: Path) -> str | None:
+def _of_row(path: Path, options: Options) -> str:
     """The convention of rows of metadata."""
     place, row = next(read_rows(path), (str(path), None))
     if row is None:
@@ -98,9 +98,11 @@ def _of_row(path: Path) -> str | None:
         return "huggingface"
     if diffsynth.recognise(row):
         return "diffsynth"
+    if options.target_column or options.control_columns:
+        return "huggingface"  # any columns, as the user names them
     raise HywuError(
-        f"{place}: the columns {', '.join(map(str, row))} are of no known convention; say which it is with "
-        "--convention, and which columns with --target-column, --control-column and --prompt-column."
+        f"{place}: the columns {', '.join(map(str, row))} are of no known convention; "
+        "say what they are with --target-column, --control-column and --prompt-column."
     )
 
 
@@ -133,7 +135,7 @@ def _configurations(folder: Path, options: Options) -> Iterator[Found]:
     for file in sorted(folder.iterdir()):
         if file.suffix.lower() in (".toml", ".yaml", ".yml", ".jsonl") and file.is_file():
             try:
-                convention = _of_file(file)
+                convention = _of_file(file, options)
             except HywuError:
                 if file.suffix.lower() == ".jsonl":
                     continue  # a file of something else: it is no reason not to read the folders

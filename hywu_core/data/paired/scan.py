@@ -16,7 +16,7 @@ from .collect import Findings, Sample
 from .dataset import PairedDataset
 from .pictures import Picture
 
-_WINDOW = 2048  # samples handed out at a time
+_WINDOW = 256  # samples handed out at a time
 _BLOCK = 16  # pixels
 _ALIKE = 3.0  # of 255: no block of two pictures differs more where only compression does
 
@@ -57,16 +57,20 @@ def scan(data: PairedDataset, thorough: bool = True, on_sample: Callable[[int], 
     known: list[int] = []  # the samples behind the digests
     look = _thorough if thorough else _brief
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-        for start in range(0, len(data), _WINDOW):
-            window = range(start, min(start + _WINDOW, len(data)))
-            for index, seen in zip(window, threads.map(lambda i: look(data[i]), window), strict=True):
-                _note(found, data, index, seen)
-                if seen.digest:
-                    targets += seen.digest
-                    whole += seen.sample_digest
-                    known.append(index)
-            if on_sample is not None:
-                on_sample(window.stop)
+        try:
+            for start in range(0, len(data), _WINDOW):
+                window = range(start, min(start + _WINDOW, len(data)))
+                for index, seen in zip(window, threads.map(lambda i: look(data[i]), window), strict=True):
+                    _note(found, data, index, seen)
+                    if seen.digest:
+                        targets += seen.digest
+                        whole += seen.sample_digest
+                        known.append(index)
+                if on_sample is not None:
+                    on_sample(window.stop)
+        except BaseException:  # Ctrl-C: a window of large images would keep the user waiting
+            threads.shutdown(wait=True, cancel_futures=True)
+            raise
     repeated = _repeated(whole)
     for later, first in repeated.items():
         found.duplicates.add(f"{data[known[later]].target} and {data[known[first]].target}")
@@ -111,7 +115,7 @@ def _thorough(sample: Sample) -> _Look:
         digests.append(_digest(pixels))
         if picture is sample.target:
             target = pixels
-        elif target is not None:
+        elif target is not None and digests[-1] != digests[0]:
             alike = alike or _nearly_equal(target, pixels)
     if unreadable:
         return _Look(sizes, unreadable)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hywu_core import LoraSpec
+from hywu_core import LoraSpec, save_adapter
 from hywu_core.backbones.embedded import EmbeddedBackbone
 from hywu_core.embedded import AUTOENCODER, BACKBONE, GENERATOR, ROOT
 from hywu_core.embedded.text import TEXT_ENCODER
@@ -53,6 +53,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     tiny.write_generator(folder / "random_generator.safetensors", spec)
     tiny.write_generator(folder / "fresh_generator.safetensors", spec, fresh=True)
     return World(folder, backbone)
+
+
+@pytest.fixture(scope="session")
+def side_path_files(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder for `inside` scripts: a random FLUX and three random LoRAs for it."""
+    work = tmp_path_factory.mktemp("side_path")
+    shutil.copy(world / "random_backbone.safetensors", work / "backbone.safetensors")
+    adapter = tiny.random_adapter(world.backbone, batch=3)
+    for i in range(3):
+        save_adapter(adapter, work / f"adapter_{i}.safetensors", index=i, key_format="diffusers")
+    return work
 
 
 @pytest.fixture(scope="session")

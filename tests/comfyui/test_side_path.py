@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from hywu_core import save_adapter
-
-from . import tiny
 from .inside import measure
 
 pytestmark = pytest.mark.comfyui
@@ -14,13 +11,8 @@ NOISE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def measured(install, world, tmp_path_factory):
-    work = tmp_path_factory.mktemp("side_path")
-    (work / "backbone.safetensors").write_bytes((world / "random_backbone.safetensors").read_bytes())
-    adapter = tiny.random_adapter(world.backbone, batch=3)
-    for i in range(3):
-        save_adapter(adapter, work / f"adapter_{i}.safetensors", index=i, key_format="diffusers")
-    return measure(install, "side_path.py", work)
+def measured(install, side_path_files):
+    return measure(install, "side_path.py", side_path_files)
 
 
 def test_every_target_has_a_place_in_the_model(measured):

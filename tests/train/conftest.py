@@ -2,6 +2,8 @@ import signal
 
 import pytest
 
+from .edited_photos import write_edits
+
 
 @pytest.fixture(autouse=True)
 def ctrl_c_works():
@@ -9,3 +11,9 @@ def ctrl_c_works():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def good(tmp_path):
+    """A data set with nothing wrong."""
+    return write_edits(tmp_path / "set")

@@ -6,10 +6,11 @@ of a head, D = H * E.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .positions import Rotation, rotate
+from .positions import Rotation, rotate, rotate_
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -18,6 +19,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     if mask is not None:
         mask = mask[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def turn(projected: Tensor, rotation: Rotation) -> Tensor:
+    """Turn what a projection has just made, in its own memory where no gradient needs it."""
+    return rotate(projected, rotation) if torch.is_grad_enabled() else rotate_(projected, rotation)
 
 
 class SelfAttention(nn.Module):
@@ -33,8 +39,10 @@ class SelfAttention(nn.Module):
         """x (G, N, D), rotation of N positions, to (G, N, D)."""
         qkv = self.qkv(x).unflatten(-1, (3 * self.n_heads, -1))
         qk, v = qkv.split([2 * self.n_heads, self.n_heads], dim=2)
-        q, k = rotate(qk, rotation).chunk(2, dim=2)
-        return self.out(attend(q, k, v))
+        q, k = turn(qk, rotation).chunk(2, dim=2)
+        gathered = attend(q, k, v)
+        del qkv, qk, q, k, v  # half of what is in memory here
+        return self.out(gathered)
 
 
 class CrossAttention(nn.Module):
@@ -47,19 +55,17 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(d_model, 2 * d_model)
         self.out = nn.Linear(d_model, d_model)
 
-    def forward(
-        self,
-        x: Tensor,
-        condition: Tensor,
-        mask: Tensor | None,
-        x_rotation: Rotation,
-        condition_rotation: Rotation,
-    ) -> Tensor:
-        """x (B, N, D), condition (B, S, D), mask (B, S) bool or None, to (B, N, D).
+    def keys(self, condition: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, S, H, E) of a condition (B, S, D), for any number of calls."""
+        k, v = self.kv(condition).unflatten(-1, (2 * self.n_heads, -1)).chunk(2, dim=2)
+        return turn(k, rotation), v
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rotation: Rotation) -> Tensor:
+        """x (B, N, D), k and v (B, S, H, E), mask (B, S) bool or None, rotation of N positions, to (B, N, D).
 
         x may have a batch of one against any B: its queries are then computed once and shared.
         """
-        q = rotate(self.q(x).unflatten(-1, (self.n_heads, -1)), x_rotation)
-        k, v = self.kv(condition).unflatten(-1, (2 * self.n_heads, -1)).chunk(2, dim=2)
-        k = rotate(k, condition_rotation)
-        return self.out(attend(q.expand(len(k), -1, -1, -1), k, v, mask))
+        q = turn(self.q(x).unflatten(-1, (self.n_heads, -1)), rotation)
+        gathered = attend(q.expand(len(k), -1, -1, -1), k, v, mask)
+        del q
+        return self.out(gathered)

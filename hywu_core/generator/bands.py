@@ -38,10 +38,19 @@ class BandParameters(nn.Module):
         else:
             self.register_buffer("gain", gain if config.output_gain == "fixed" else None)
 
-    def prior(self) -> Tensor:
-        """The latent sequence before any block, (1, L, P, D): `a` consecutive rank rows share a position."""
-        rows = self.token_rank + self.layer[:, None]  # L (T r) R
-        return rows.view(1, self.n_layers, sum(self.n_tokens) * self.n_ranks, -1)
+    @property
+    def n_places(self) -> int:
+        """P, the positions of a layer."""
+        return sum(self.n_tokens) * self.n_ranks
+
+    def prior(self, layers: slice | None = None) -> Tensor:
+        """The latent sequence before any block, (1, L, P, D): `a` consecutive rank rows share a position.
+
+        layers: only these l of the L.
+        """
+        layer = self.layer if layers is None else self.layer[layers]
+        rows = self.token_rank + layer[:, None]  # l (T r) R
+        return rows.view(1, len(rows), self.n_places, -1)
 
     def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Positions (B, L, P, D) back to rows: of A (B, L, T_A, r, R) and of B (B, L, T_B, r, R)."""
@@ -52,3 +61,9 @@ class BandParameters(nn.Module):
         """Projected rows of A (B, L, T_A, r, C) and of B (B, L, T_B, r, C) to tokens (B, L, T, r, C)."""
         tokens = torch.cat([A, B], dim=2)
         return tokens if self.gain is None else tokens * self.gain[:, None, None].to(tokens.dtype)
+
+    def write_tokens(self, tokens: Tensor, A: Tensor, B: Tensor) -> None:
+        """Put what `tokens` would return of (B, l, T_A, r, C) and (B, l, T_B, r, C) into (B, l, T, r, C)."""
+        gains = [None, None] if self.gain is None else self.gain[:, None, None].split(self.n_tokens)
+        for place, rows, gain in zip(tokens.split(self.n_tokens, dim=2), (A, B), gains, strict=True):
+            place.copy_(rows if gain is None else rows.mul_(gain.to(rows.dtype)))

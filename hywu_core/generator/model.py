@@ -25,10 +25,14 @@ from ..errors import HywuError
 from ..lora import Adapter, LoraSpec
 from ..tokens import TokenLayout, decode
 from .bands import BandParameters
-from .blocks import Block
+from .blocks import Block, Context
 from .config import GeneratorConfig
 from .initialise import initialise
-from .positions import RotaryTables
+from .positions import BandRotations, RotaryTables
+from .start import KeptStarts
+from .tiles import all_tiles, default_rows, row_bytes, spans, whole_layers
+
+KEEP_START_BYTES = 2**28  # 2 % of the released generator's work would be 1.4 GB: better spent on weights
 
 
 class ParameterGenerator(nn.Module):
@@ -37,6 +41,9 @@ class ParameterGenerator(nn.Module):
     config, spec, layout: its size, what it adapts, and how that is cut into tokens (default: rank-anchored).
     encoder_info, backbone_info, provenance: plain data that travels in its file (see `checkpoint.py`).
     gradient_checkpointing: recompute the blocks in the backward pass instead of storing their activations.
+    activation_bytes: bound on the temporaries of a forward pass beyond x itself, or None for what is fast on
+        the device; one layer's attention is the least there is. See `memory.py` for what it comes to in all.
+    keep_start_bytes: what depends on no condition is kept between calls if it takes no more than this.
 
     Raises HywuError when the accumulation does not divide the spec's rank.
     """
@@ -54,6 +61,8 @@ class ParameterGenerator(nn.Module):
         self.backbone_info: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}
         self.gradient_checkpointing = False
+        self.activation_bytes: int | None = None
+        self.keep_start_bytes = KEEP_START_BYTES
 
         d_model, eps = config.d_model, config.norm_eps
         self.condition_in = nn.Linear(config.condition_dim, d_model)
@@ -67,6 +76,7 @@ class ParameterGenerator(nn.Module):
         self.proj_out_A = nn.Linear(config.d_row, self.layout.segment)
         self.proj_out_B = nn.Linear(config.d_row, self.layout.segment)
         self._rotary_tables = RotaryTables(config.head_dim, config.rope_theta)
+        self._starts = KeptStarts()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -88,6 +98,20 @@ class ParameterGenerator(nn.Module):
         """Number of weights of the generator itself; `spec.n_parameters` is what it generates."""
         return sum(p.numel() for p in self.parameters())
 
+    @property
+    def rows_at_once(self) -> int:
+        """Positions that go through a block at a time."""
+        if self.activation_bytes is None:
+            return default_rows(self.device)
+        each = row_bytes(self.config, self.dtype.itemsize, self.layout.segment).most
+        return max(1, self.activation_bytes // each)
+
+    def compile_blocks(self, **options: Any) -> ParameterGenerator:
+        """Let torch compile what a block does with a tile; options go to `torch.compile`. Returns self."""
+        for block in self.blocks:
+            block.compile_parts(**options)
+        return self
+
     def forward(self, condition: Condition, on_block: Callable[[int, int], None] | None = None) -> Adapter:
         """One adapter for each of the B conditions, differentiable in the weights and in the condition.
 
@@ -103,39 +127,107 @@ class ParameterGenerator(nn.Module):
                 f"{self.config.condition_dim}; use the encoder it was made for"
                 + (f", {encoder!r}." if encoder else ".")
             )
-        # The second cast undoes autocast: a norm is fast, and exact, only in the dtype of its weight.
-        context = self.condition_in(condition.tokens.to(self.dtype)).to(self.dtype)
-        context = self.condition_norm(context)
-        done = count(1)
+        records = torch.is_grad_enabled() and (
+            condition.tokens.requires_grad or any(p.requires_grad for p in self.parameters())
+        )
+        total, done = len(self.bands) * len(self.blocks), count(1)
 
         def block_done() -> None:
             if on_block is not None:
-                on_block(next(done), len(self.bands) * len(self.blocks))
+                on_block(next(done), total)
 
-        tokens = {
-            band.name: self._generate(parameters, context, condition.mask, block_done)
-            for band, parameters in zip(self.spec.bands, self.bands, strict=True)
-        }
-        return decode(tokens, self.spec, self.layout)
+        # Without a gradient to record, what is computed overwrites what it was computed from.
+        with torch.set_grad_enabled(records):
+            # The second cast undoes autocast: a norm is fast, and exact, only in the dtype of its weight.
+            tokens = self.condition_in(condition.tokens.to(self.dtype)).to(self.dtype)
+            context = Context(self.condition_norm(tokens), condition.mask)
+            generate = self._generate if records else self._generate_in_place
+            tokens = {
+                band.name: generate(number, context, block_done)
+                for number, band in enumerate(self.spec.bands)
+            }
+            return decode(tokens, self.spec, self.layout)
 
-    def _generate(
-        self, band: BandParameters, context: Tensor, mask: Tensor | None, block_done: Callable[[], None]
-    ) -> Tensor:
-        """context (B, S, D), mask (B, S) or None, to the band's tokens (B, L, T, r, C)."""
-        grid = (band.n_layers, sum(band.n_tokens), band.n_ranks)
-        rotations = self._rotary_tables.band(grid, context.shape[1], context.device)
+    def _generate(self, number: int, context: Context, block_done: Callable[[], None]) -> Tensor:
+        """The tokens (B, L, T, r, C) of a band, differentiable."""
+        band = self.bands[number]
+        rotations = self._rotations(band, context)
+        recompute = self.gradient_checkpointing and self.training
+        # Storing every activation, a bound on those in work would bound nothing.
+        rows = self.rows_at_once if recompute and self.activation_bytes is not None else None
         x = self.prior_norm(band.prior())  # stays a batch of one until the first block looks at the condition
         for block in self.blocks:
-            x = self._run(block, x, context, mask, rotations)
+            if recompute:  # from x alone; and within that, where there is a bound, from each tile of x
+                x = checkpoint(
+                    block, x, context, rotations, rows, False, rows is not None, use_reentrant=False
+                )
+            else:
+                x = block(x, context, rotations)
             block_done()
         A, B = band.rows(self.final_norm(x))
         return band.tokens(self.proj_out_A(A), self.proj_out_B(B))
 
-    def _run(self, block: Callable[..., Tensor], *args: Any) -> Tensor:
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
+    def _generate_in_place(self, number: int, context: Context, block_done: Callable[[], None]) -> Tensor:
+        """The same without gradients: one activation in memory, and the temporaries of some of its rows."""
+        band = self.bands[number]
+        rotations = self._rotations(band, context)
+        rows = self.rows_at_once
+        first, *others = self.blocks
+
+        def start() -> Tensor:
+            with torch.inference_mode(False), torch.no_grad():  # it may outlive the inference it is made in
+                return first(self._prior(band, rows), None, rotations, rows)
+
+        if self._starts_bytes() <= self.keep_start_bytes:
+            x = self._starts.get(number, self._start_weights(band), start)
+            x = first(x, context, rotations, rows, halfway=True)
+        else:
+            x = first(self._prior(band, rows), context, rotations, rows)
+        block_done()
+        for block in others:
+            x = block(x, context, rotations, rows)
+            block_done()
+        return self._tokens(band, x, rows)
+
+    def _rotations(self, band: BandParameters, context: Context) -> BandRotations:
+        grid = (band.n_layers, sum(band.n_tokens), band.n_ranks)
+        return self._rotary_tables.band(grid, context.tokens.shape[1], context.tokens.device)
+
+    def _prior(self, band: BandParameters, rows: int) -> Tensor:
+        """The normalised prior (1, L, P, D), made a few layers at a time."""
+        x = band.token_rank.new_empty(1, band.n_layers, band.n_places, self.config.d_model)
+        for layers in spans(band.n_layers, rows // band.n_places):
+            x[:, layers] = self.prior_norm(band.prior(layers))
+        return x
+
+    def _tokens(self, band: BandParameters, x: Tensor, rows: int) -> Tensor:
+        """The tokens (B, L, T, r, C) of a band's last activation x (B, L, P, D), a few layers at a time."""
+        n_tokens, segment = sum(band.n_tokens), self.layout.segment
+        if (
+            self.layout.kind == "rank_anchored"
+        ):  # with the rank outside, as `decode` wants to have it in memory
+            tokens = x.new_empty(*x.shape[:2], band.rank, n_tokens, segment).transpose(2, 3)
+        else:
+            tokens = x.new_empty(*x.shape[:2], n_tokens, band.rank, segment)
+        for batch, layers, _ in all_tiles(whole_layers(x.shape, rows)):
+            A, B = band.rows(self.final_norm(x[batch, layers]))
+            band.write_tokens(tokens[batch, layers], self.proj_out_A(A), self.proj_out_B(B))
+        return tokens
+
+    def _start_weights(self, band: BandParameters) -> list[Tensor]:
+        """What a start is made of: it is kept for as long as none of these is written to."""
+        modules = (self.prior_norm, *self.blocks[0].parameters_half())
+        return [
+            band.token_rank,
+            band.layer,
+            *(tensor for module in modules for tensor in (*module.parameters(), *module.buffers())),
+        ]
+
+    def _starts_bytes(self) -> int:
+        positions = sum(band.n_layers * band.n_places for band in self.bands)
+        return positions * self.config.d_model * self.dtype.itemsize
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParameterGenerator:
         self._rotary_tables.clear()  # the tables of the device it leaves
+        self._starts.clear()
         return super()._apply(fn, recurse)

@@ -17,6 +17,9 @@ from torch import Tensor
 # Condition lengths may differ from call to call; a table is only worth keeping while its shape recurs.
 _MAX_TABLES = 64
 
+# Where torch multiplies complex numbers; elsewhere, and in compiled code, pairs of real ones do the same.
+_COMPLEX_DEVICES = ("cpu", "cuda")
+
 
 class Rotation(NamedTuple):
     """Tables (N, 1, E), the 1 for the heads; float32, as bfloat16 confuses neighbouring indices beyond 256.
@@ -36,6 +39,21 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.addcmul(x * rotation.cos, swapped, rotation.sin).to(x.dtype)
 
 
+def rotate_(x: Tensor, rotation: Rotation) -> Tensor:
+    """`rotate` in place, for where no gradient is recorded; complex numbers need one pass over memory."""
+    if x.device.type not in _COMPLEX_DEVICES or torch.compiler.is_compiling():
+        return x.copy_(rotate(x, rotation))
+    turns = torch.complex(rotation.cos[..., 0::2], rotation.sin[..., 1::2])
+    # Of a joint projection one half at a time, because below float32 each needs a copy.
+    for part in [x] if x.dtype == torch.float32 else x.chunk(2, dim=2):
+        turned = part.float()
+        torch.view_as_complex(turned.unflatten(-1, (-1, 2))).mul_(turns)
+        if turned is not part:
+            part.copy_(turned)
+        del turned  # before the next one
+    return x
+
+
 def rotation_of(indices: Sequence[Tensor], head_dim: int, theta: float) -> Rotation:
     """Rotation of N positions from one index tensor (N,) per axis."""
     width = head_dim // len(indices)
@@ -49,12 +67,32 @@ def rotation_of(indices: Sequence[Tensor], head_dim: int, theta: float) -> Rotat
     )
 
 
+class QueryRotation(NamedTuple):
+    """Rotation of L * P positions by layer and by place within it, kept as its two axes.
+
+    In full it would be 180 MB for the released generator; a part is put together when it is needed.
+    """
+
+    layer: Rotation  # (L, 1, E / 2)
+    place: Rotation  # (P, 1, E / 2)
+
+    def part(self, layers: slice, places: slice) -> Rotation:
+        """Tables (l * p, 1, E) of these layers and, in each of them, these places."""
+
+        def joined(layer: Tensor, place: Tensor) -> Tensor:
+            layer, place = layer[layers, None], place[None, places]
+            shape = (layer.shape[0], place.shape[1], -1, -1)
+            return torch.cat([layer.expand(shape), place.expand(shape)], dim=-1).flatten(0, 1)
+
+        return Rotation(*(joined(*tables) for tables in zip(self.layer, self.place, strict=True)))
+
+
 class BandRotations(NamedTuple):
     """Where the positions of one band are, as each of the three attentions sees it."""
 
     layer: Rotation  # L positions: the layer
     token: Rotation  # P positions: token and rank
-    query: Rotation  # L * P positions: layer, and place within the layer
+    query: QueryRotation  # L * P positions: layer, and place within the layer
     key: Rotation  # S positions: a diagonal that starts beyond every token and rank index
 
 
@@ -70,9 +108,12 @@ class RotaryTables:
         """Rotations of a band's grid (L layers, T tokens, r / a rank groups) against S condition tokens."""
         n_layers, n_tokens, n_ranks = grid
         return BandRotations(
-            layer=self._grid((n_layers,), device),
-            token=self._grid((n_tokens, n_ranks), device),
-            query=self._grid((n_layers, n_tokens * n_ranks), device),
+            layer=self._grid((n_layers,), self.head_dim, device),
+            token=self._grid((n_tokens, n_ranks), self.head_dim, device),
+            query=QueryRotation(
+                self._grid((n_layers,), self.head_dim // 2, device),
+                self._grid((n_tokens * n_ranks,), self.head_dim // 2, device),
+            ),
             key=self._diagonal(n_condition, max(n_tokens, n_ranks), device),
         )
 
@@ -80,14 +121,14 @@ class RotaryTables:
         """Forget every table; they are computed again when needed."""
         self._tables.clear()
 
-    def _grid(self, lengths: tuple[int, ...], device: torch.device) -> Rotation:
-        """Row-major grid, one axis for each of its lengths."""
+    def _grid(self, lengths: tuple[int, ...], width: int, device: torch.device) -> Rotation:
+        """Row-major grid, one axis for each of its lengths, on `width` channels of a head."""
 
         def indices() -> Sequence[Tensor]:
             axes = torch.meshgrid(*(torch.arange(n, device=device) for n in lengths), indexing="ij")
             return [axis.flatten() for axis in axes]
 
-        return self._get(("grid", lengths, device), indices)
+        return self._get(("grid", lengths, width, device), indices, width)
 
     def _diagonal(self, length: int, offset: int, device: torch.device) -> Rotation:
         """(offset, offset), (offset + 1, offset + 1), ... on two axes."""
@@ -95,12 +136,12 @@ class RotaryTables:
         def indices() -> Sequence[Tensor]:
             return [torch.arange(offset, offset + length, device=device)] * 2
 
-        return self._get(("diagonal", length, offset, device), indices)
+        return self._get(("diagonal", length, offset, device), indices, self.head_dim)
 
-    def _get(self, key: tuple[object, ...], indices: Callable[[], Sequence[Tensor]]) -> Rotation:
+    def _get(self, key: tuple[object, ...], indices: Callable[[], Sequence[Tensor]], width: int) -> Rotation:
         if key not in self._tables:
             if len(self._tables) >= _MAX_TABLES:
                 self.clear()
             with torch.inference_mode(False):  # a table first made during inference must still serve training
-                self._tables[key] = rotation_of(indices(), self.head_dim, self.theta)
+                self._tables[key] = rotation_of(indices(), width, self.theta)
         return self._tables[key]

@@ -1,8 +1,9 @@
 import math
 
+import pytest
 import torch
 
-from hywu_core.generator.positions import RotaryTables, rotate, rotation_of
+from hywu_core.generator.positions import RotaryTables, rotate, rotate_, rotation_of
 
 CPU = torch.device("cpu")
 
@@ -39,7 +40,9 @@ def test_a_band_has_a_grid_for_each_attention_and_a_diagonal_for_the_condition()
 
     assert_at(rotations.layer, layers)
     assert_at(rotations.token, tokens.repeat_interleave(4), ranks.repeat(3))
-    assert_at(rotations.query, layers.repeat_interleave(12), torch.arange(12).repeat(2))
+    whole = rotations.query.part(slice(None), slice(None))
+    assert_at(whole, layers.repeat_interleave(12), torch.arange(12).repeat(2))
+    assert_at(rotations.query.part(slice(1, 2), slice(5, 9)), torch.ones(4), torch.arange(5, 9))
     assert_at(rotations.key, torch.arange(4, 9), torch.arange(4, 9))
 
 
@@ -47,9 +50,9 @@ def test_tables_are_computed_once_and_serve_training_after_inference():
     tables = RotaryTables(head_dim=8, theta=10000.0)
     with torch.inference_mode():
         first = tables.band((2, 3, 4), 5, CPU)
-    assert tables.band((2, 3, 4), 5, CPU).query is first.query
-    x = torch.randn(2, 24, 3, 8, requires_grad=True)
-    rotate(x, first.query).sum().backward()
+    assert tables.band((2, 3, 4), 5, CPU).query.place is first.query.place
+    x = torch.randn(2, 12, 3, 8, requires_grad=True)
+    rotate(x, first.token).sum().backward()
     assert x.grad is not None
 
 
@@ -66,3 +69,17 @@ def test_half_precision_is_rotated_in_float32():
     turned = rotate(x.bfloat16(), rotation)
     assert turned.dtype == torch.bfloat16
     torch.testing.assert_close(turned.float(), rotate(x, rotation), atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("complex_numbers", [True, False])
+def test_turning_in_place_is_the_same_turn(dtype, complex_numbers, monkeypatch):
+    if not complex_numbers:
+        monkeypatch.setattr("hywu_core.generator.positions._COMPLEX_DEVICES", ())
+    rotation = rotation_of([torch.arange(90, 97)], 8, 10000.0)
+    x = torch.randn(2, 7, 6, 8).to(dtype)
+    wanted, untouched = rotate(x[:, :, 1:4], rotation), x[:, :, 4:].clone()
+    turned = rotate_(x[:, :, 1:4], rotation)  # some heads of a joint projection
+    assert turned.data_ptr() == x[:, :, 1:4].data_ptr()
+    torch.testing.assert_close(x[:, :, 1:4], wanted, atol=1e-6 if dtype == torch.float32 else 0.03, rtol=0)
+    torch.testing.assert_close(x[:, :, 4:], untouched, atol=0, rtol=0)

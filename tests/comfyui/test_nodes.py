@@ -12,23 +12,51 @@ from .graphs import EditGraph
 from .server import ComfyServer, Refused
 
 pytestmark = pytest.mark.comfyui
-SOCKETS = {
-    "HYWU_LoadGenerator": ("Load HY-WU Generator", [], ["HYWU_GENERATOR"]),
-    "HYWU_Condition": ("HY-WU Condition", ["HYWU_GENERATOR", "IMAGE", "STRING"], ["HYWU_CONDITION"]),
+SOCKETS = {  # name, inputs in order (optional ones with a question mark), outputs
+    "HYWU_LoadGenerator": (
+        "Load HY-WU Generator",
+        "generator_name:COMBO precision?:COMBO",
+        "generator:HYWU_GENERATOR",
+    ),
+    "HYWU_Condition": (
+        "HY-WU Condition",
+        "generator:HYWU_GENERATOR prompt:STRING image?:IMAGE image_2?:IMAGE image_3?:IMAGE "
+        "hidden_states?:CONDITIONING one_prompt_per_line?:BOOLEAN download?:BOOLEAN",
+        "condition:HYWU_CONDITION",
+    ),
     "HYWU_GenerateLoRA": (
         "Generate LoRA",
-        ["HYWU_GENERATOR", "HYWU_CONDITION"],
-        ["HYWU_ADAPTER", "LORA_MODEL"],
+        "generator:HYWU_GENERATOR condition:HYWU_CONDITION max_norm?:FLOAT max_norm_per_target?:FLOAT "
+        "max_rank?:INT cache?:COMBO",
+        "adapter:HYWU_ADAPTER lora:LORA_MODEL",
     ),
-    "HYWU_ApplyLoRA": ("Apply Generated LoRA", ["MODEL", "HYWU_ADAPTER", "FLOAT"], ["MODEL"]),
-    "HYWU_SaveAdapter": ("Save Adapter", ["HYWU_ADAPTER", "STRING", "FLOAT", "INT", "BOOLEAN"], []),
-    "HYWU_LoadAdapter": ("Load Adapter", [], ["HYWU_ADAPTER"]),
-    "HYWU_CombineAdapters": ("Combine Adapters", ["HYWU_ADAPTER", "FLOAT", "INT"], ["HYWU_ADAPTER"]),
-    "HYWU_InspectAdapter": ("Inspect Adapter", ["HYWU_ADAPTER", "INT"], ["IMAGE", "STRING"]),
+    "HYWU_ApplyLoRA": (
+        "Apply Generated LoRA",
+        "model:MODEL adapter:HYWU_ADAPTER strength:FLOAT start_percent:FLOAT end_percent:FLOAT branch:COMBO "
+        "mode:COMBO negative_adapter?:HYWU_ADAPTER",
+        "model:MODEL",
+    ),
+    "HYWU_SaveAdapter": (
+        "Save Adapter",
+        "adapter:HYWU_ADAPTER filename_prefix:STRING destination:COMBO format:COMBO strength:FLOAT "
+        "dtype:COMBO index:INT include_prompt:BOOLEAN",
+        "",
+    ),
+    "HYWU_LoadAdapter": ("Load Adapter", "adapter_name:COMBO", "adapter:HYWU_ADAPTER"),
+    "HYWU_CombineAdapters": (
+        "Combine Adapters",
+        "adapter_a:HYWU_ADAPTER operation:COMBO amount:FLOAT max_rank:INT adapter_b?:HYWU_ADAPTER",
+        "adapter:HYWU_ADAPTER",
+    ),
+    "HYWU_InspectAdapter": (
+        "Inspect Adapter",
+        "adapter:HYWU_ADAPTER index:INT other?:HYWU_ADAPTER",
+        "heat_map:IMAGE summary:STRING",
+    ),
     "HYWU_EmbeddedEncode": (
         "HY-WU Embedded Encode",
-        ["IMAGE", "STRING", "VAE"],
-        ["CONDITIONING", "LATENT", "IMAGE"],
+        "image:IMAGE prompt:STRING vae:VAE one_prompt_per_line?:BOOLEAN",
+        "conditioning:CONDITIONING latent:LATENT image:IMAGE",
     ),
 }
 
@@ -51,8 +79,7 @@ def applied(
     """The graph with Apply Generated LoRA."""
     graph = EditGraph(**settings)
     adapter, _ = graph.adapter(generator)
-    model = graph.add("HYWU_ApplyLoRA", model=graph.model, adapter=adapter, strength=strength)
-    return latent(server, graph, graph.sample(model))
+    return latent(server, graph, graph.sample(graph.apply(adapter, strength=strength)))
 
 
 def gap(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -63,10 +90,16 @@ def gap(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_all_nodes_are_there_with_their_sockets(server):
     nodes = server.get("/object_info")
     for key, (name, inputs, outputs) in SOCKETS.items():
-        assert nodes[key]["display_name"] == name
-        assert nodes[key]["output"] == outputs
-        kinds = [kind for kind, *_ in nodes[key]["input"]["required"].values()]
-        assert [kind for kind in kinds if isinstance(kind, str) and kind != "COMBO"] == inputs
+        node = nodes[key]
+        assert node["display_name"] == name
+        found = [
+            f"{socket}{mark}:{'COMBO' if isinstance(kind, list) else kind}"
+            for group, mark in (("required", ""), ("optional", "?"))
+            for socket, (kind, *_) in node["input"].get(group, {}).items()
+        ]
+        assert " ".join(found) == inputs
+        assert " ".join(map(":".join, zip(node["output_name"], node["output"], strict=True))) == outputs
+        assert node["category"] == "HY-WU"
     assert {key for key in nodes if key.startswith("HYWU_")} == SOCKETS.keys()
     assert "IMPORT FAILED" not in server.log()
     assert "comfy_entrypoint" not in server.log()
@@ -134,7 +167,7 @@ def test_a_run_without_it_is_bit_identical_afterwards(server):
 def test_nothing_is_left_after_a_cancel_in_mid_sampling(server):
     graph = EditGraph(steps=1000)
     adapter, _ = graph.adapter()
-    graph.sample(graph.add("HYWU_ApplyLoRA", model=graph.model, adapter=adapter, strength=1.0))
+    graph.sample(graph.apply(adapter))
     queued = server.queue(graph.nodes)
     server.wait_for_log(r"\b[1-9]\d*/1000")  # any step: a fast sampler does not print every one
     server.post("/interrupt", {})

@@ -18,9 +18,27 @@ ObjectInfo = dict[str, dict[str, Any]]
 Spec = tuple[Any, dict[str, Any]]  # an input's kind (an old combo's is the list of its choices) and options
 
 
-def read_graph(path: Path, nodes: ObjectInfo) -> Graph:
-    """A workflow file in API format, muted nodes left out; AssertionError where it does not fit the nodes."""
-    workflow = json.loads(path.read_text(encoding="utf-8"))
+def find_workflow(name: str) -> Path:
+    """The file of a name."""
+    return next(path for path in WORKFLOWS if path.stem == name)
+
+
+def read_workflow(path: Path) -> dict[str, Any]:
+    """The file as the interface saved it."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def oldest_comfyui(path: Path) -> str:
+    """The version a workflow says it needs; 0 if it says nothing."""
+    return read_workflow(path)["extra"].get("hywu", {}).get("requires-comfyui", "0")
+
+
+def read_graph(path: Path, nodes: ObjectInfo, unmute: bool = False) -> Graph:
+    """A workflow file in API format; AssertionError where it does not fit the nodes.
+
+    Muted nodes are left out, as the interface does, unless they are to be unmuted.
+    """
+    workflow = read_workflow(path)
     links = {link: [str(source), slot, kind] for link, source, slot, _, _, kind in workflow["links"]}
     graph: Graph = {}
     for node in workflow["nodes"]:
@@ -32,7 +50,7 @@ def read_graph(path: Path, nodes: ObjectInfo) -> Graph:
         outputs = [output["type"] for output in node["outputs"]]
         # Newer versions may have given a node more of them.
         assert outputs == known["output"][: len(outputs)], f"{path.name}: {kind} has no outputs {outputs}"
-        if node["mode"] == _RUNS:
+        if unmute or node["mode"] == _RUNS:
             graph[str(node["id"])] = {"class_type": kind, "inputs": _inputs(node, known, links)}
     return graph
 

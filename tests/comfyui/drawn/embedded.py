@@ -9,6 +9,7 @@ from .sheet import Link, Node, Sheet
 
 GREEN = "#8A8"
 STEPS, SEED = 8, 0
+PICTURE = 340  # under Generate LoRA, which draws its LoRA there after a run
 _MODELS = (
     "All models here come with the pack and are small: they edit at about 256 x 256 pixels and know some "
 )
@@ -66,7 +67,7 @@ def quickstart(sheet: Sheet) -> None:
     encoded = sheet.add("HYWU_EmbeddedEncode", vae=models.autoencoder, **shared)
     condition = sheet.add("HYWU_Condition", generator=models.generator, **shared)
     adapter = sheet.add("HYWU_GenerateLoRA", generator=models.generator, condition=condition[0])
-    sheet.skip(210)  # the picture of the LoRA
+    sheet.skip(PICTURE)
     sheet.column("Sample")
     applied = sheet.add("HYWU_ApplyLoRA", model=models.backbone, adapter=adapter[0])
     edited = sample(sheet, applied[0], encoded, models)
@@ -74,14 +75,14 @@ def quickstart(sheet: Sheet) -> None:
     sheet.column("Look", width=400)
     sheet.add("SaveImage", title="After", height=330, images=edited, filename_prefix="hywu/edited")
     sheet.add("PreviewImage", title="Before, at working size", height=310, images=encoded[2])
-    sheet.note("What happens here", height=270)
+    sheet.note("What happens here", height=240)
 
 
 def batch_per_instance(sheet: Sheet) -> None:
     """N photographs, N instructions, one batch: each row runs with its own LoRA."""
     sheet.column("Photographs and instructions")
     photos = [
-        sheet.add("LoadImage", title=f"Photograph {n}", height=250, image="example.png")[0] for n in (1, 2, 3)
+        sheet.add("LoadImage", title=f"Photograph {n}", height=320, image="example.png")[0] for n in (1, 2, 3)
     ]
     words = sheet.add(
         "PrimitiveStringMultiline",
@@ -91,15 +92,15 @@ def batch_per_instance(sheet: Sheet) -> None:
     )
     sheet.column("Models, and the batch")
     models = load_models(sheet)
-    pair = sheet.add("ImageBatch", image1=photos[0], image2=photos[1])
-    batch = sheet.add("ImageBatch", title="The batch of three", image1=pair[0], image2=photos[2])
-    sheet.note("One batch, three LoRAs", height=330)
+    pair = sheet.add("ImageBatch", title="Two photographs", image1=photos[0], image2=photos[1])
+    batch = sheet.add("ImageBatch", title="All three", image1=pair[0], image2=photos[2])
+    sheet.note("One batch, three LoRAs", height=340)
     sheet.column("HY-WU", color=GREEN)
     shared = {"image": batch[0], "prompt": words[0], "one_prompt_per_line": True}
     encoded = sheet.add("HYWU_EmbeddedEncode", vae=models.autoencoder, **shared)
     condition = sheet.add("HYWU_Condition", generator=models.generator, **shared)
     adapter = sheet.add("HYWU_GenerateLoRA", generator=models.generator, condition=condition[0])
-    sheet.skip(210)
+    sheet.skip(PICTURE)
     sheet.column("Sample")
     applied = sheet.add("HYWU_ApplyLoRA", model=models.backbone, adapter=adapter[0])
     edited = sample(sheet, applied[0], encoded, models)
@@ -109,27 +110,37 @@ def batch_per_instance(sheet: Sheet) -> None:
     sheet.add("PreviewImage", title="Before, at working size", height=400, images=encoded[2])
 
 
-FIRST = "hywu/workflow_green_00001_.safetensors"
-SECOND = "hywu/workflow_faded_00001_.safetensors"
+FIRST, SECOND = (f"hywu/workflow_0000{n}_.safetensors" for n in (1, 2))
 
 
 def save_and_reload(sheet: Sheet) -> None:
     """Two LoRAs saved; loaded, combined and applied, beside the stock loader of the same file."""
     sheet.column("Photograph, words, models")
-    photo = sheet.add("LoadImage", title="Your photograph", height=300, image="example.png")
-    first = sheet.add("PrimitiveStringMultiline", title="First", height=90, value="give it a green tint")
-    second = sheet.add(
+    photo = sheet.add("LoadImage", title="Your photograph", height=320, image="example.png")
+    words = sheet.add(
         "PrimitiveStringMultiline",
-        title="Second",
-        height=90,
-        value="make it look like an old faded photograph",
+        title="A LoRA for each line",
+        height=100,
+        value="give it a green tint\nmake it look like an old faded photograph",
     )
     models = load_models(sheet)
     sheet.column("1. Generate and save", color=GREEN)
-    for words, name in ((first, "hywu/workflow_green"), (second, "hywu/workflow_faded")):
-        condition = sheet.add("HYWU_Condition", generator=models.generator, image=photo[0], prompt=words[0])
-        adapter = sheet.add("HYWU_GenerateLoRA", generator=models.generator, condition=condition[0])
-        sheet.add("HYWU_SaveAdapter", adapter=adapter[0], filename_prefix=name)
+    condition = sheet.add(
+        "HYWU_Condition",
+        generator=models.generator,
+        image=photo[0],
+        prompt=words[0],
+        one_prompt_per_line=True,
+    )
+    adapter = sheet.add("HYWU_GenerateLoRA", generator=models.generator, condition=condition[0])
+    sheet.skip(PICTURE)
+    sheet.add(
+        "HYWU_SaveAdapter",
+        title="Save both",
+        adapter=adapter[0],
+        filename_prefix="hywu/workflow",
+        index=-1,
+    )
     sheet.column("2. Load and combine (muted)", color=GREEN)
     later: dict[str, Any] = {"muted": True}
     loaded = [sheet.add("HYWU_LoadAdapter", adapter_name=name, **later) for name in (FIRST, SECOND)]
@@ -142,10 +153,15 @@ def save_and_reload(sheet: Sheet) -> None:
         amount=0.5,
         **later,
     )
-    sheet.note("How to use it", height=400)
+    sheet.note("How to use it", height=420)
     sheet.column("3. Our loader (muted)")
     encoded = sheet.add(
-        "HYWU_EmbeddedEncode", image=photo[0], vae=models.autoencoder, prompt=first[0], **later
+        "HYWU_EmbeddedEncode",
+        title="The first line",
+        image=photo[0],
+        vae=models.autoencoder,
+        prompt="give it a green tint",
+        **later,
     )
     ways = {
         "Load Adapter": sheet.add(
@@ -156,6 +172,7 @@ def save_and_reload(sheet: Sheet) -> None:
     sheet.column("4. The stock loader (muted)")
     stock = sheet.add("LoraLoaderModelOnly", model=models.backbone, lora_name=FIRST, **later)
     pictures["Load LoRA"] = _sample_muted(sheet, stock[0], encoded, models)
+    sheet.column("5. Half of each (muted)")
     mixed = sheet.add("HYWU_ApplyLoRA", title="Half of each", model=models.backbone, adapter=half[0], **later)
     pictures["half of each"] = _sample_muted(sheet, mixed[0], encoded, models)
     sheet.column("Look (muted)", width=360)
@@ -184,7 +201,7 @@ def _sample_muted(sheet: Sheet, model: Link, encoded: Node, models: Models) -> L
 def conflict(sheet: Sheet) -> None:
     """Opposite instructions for one photograph; and what one LoRA for both does."""
     sheet.column("Photograph, words, models")
-    photo = sheet.add("LoadImage", title="Your photograph", height=300, image="example.png")
+    photo = sheet.add("LoadImage", title="Your photograph", height=320, image="example.png")
     words = sheet.add(
         "PrimitiveStringMultiline",
         title="Two instructions that contradict each other",
@@ -192,34 +209,27 @@ def conflict(sheet: Sheet) -> None:
         value="give it a green tint\ngive it a magenta tint",
     )
     models = load_models(sheet)
-    sheet.note("Opposite tasks", height=380)
     sheet.column("HY-WU", color=GREEN)
     shared = {"image": photo[0], "prompt": words[0], "one_prompt_per_line": True}
     encoded = sheet.add("HYWU_EmbeddedEncode", vae=models.autoencoder, **shared)
     condition = sheet.add("HYWU_Condition", generator=models.generator, **shared)
     adapter = sheet.add("HYWU_GenerateLoRA", generator=models.generator, condition=condition[0])
-    sheet.skip(210)
+    sheet.skip(PICTURE)
     sheet.column("A LoRA for each", color=GREEN)
     each = sheet.add("HYWU_ApplyLoRA", title="Its own LoRA", model=models.backbone, adapter=adapter[0])
     own = sample(sheet, each[0], encoded, models)
+    sheet.column("One LoRA for both", color=GREEN)
     average = sheet.add(
         "HYWU_CombineAdapters", title="The average of both", adapter_a=adapter[0], operation="average"
     )
-    one = sheet.add("HYWU_ApplyLoRA", title="One LoRA for both", model=models.backbone, adapter=average[0])
-    shared_picture = sample(sheet, one[0], encoded, models)
+    one = sheet.add("HYWU_ApplyLoRA", title="The same LoRA", model=models.backbone, adapter=average[0])
+    alike = sample(sheet, one[0], encoded, models)
     sheet.column("Look", width=420)
-    sheet.add(
-        "SaveImage", title="A LoRA for each", height=330, images=own, filename_prefix="hywu/conflict_own"
-    )
-    sheet.add(
-        "SaveImage",
-        title="One LoRA for both",
-        height=330,
-        images=shared_picture,
-        filename_prefix="hywu/conflict_shared",
-    )
+    for title, pictures in (("A LoRA for each", own), ("One LoRA for both", alike)):
+        prefix = f"hywu/{title.replace(' ', '_').lower()}"
+        sheet.add("SaveImage", title=title, height=330, images=pictures, filename_prefix=prefix)
     sheet.add("PreviewImage", title="Before, at working size", height=330, images=encoded[2])
     sheet.column("Compare", width=420)
-    inspect = sheet.add("HYWU_InspectAdapter", title="The first of them", adapter=adapter[0])
-    sheet.skip(260)
-    sheet.add("PreviewImage", title="Size of its update, by layer and module", height=420, images=inspect[0])
+    sheet.add("HYWU_InspectAdapter", title="The first, and the average", adapter=adapter[0], other=average[0])
+    sheet.skip(PICTURE)
+    sheet.note("Opposite tasks", height=320)

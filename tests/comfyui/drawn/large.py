@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .embedded import GREEN
+from .embedded import GREEN, PICTURE
 from .sheet import Link, Node, Sheet
 
 _FACE = "https://huggingface.co"
@@ -39,14 +39,13 @@ def _adapter(sheet: Sheet, generator: str, photo: Link, words: Link) -> Node:
     loaded = sheet.add("HYWU_LoadGenerator", generator_name=generator)
     condition = sheet.add("HYWU_Condition", generator=loaded[0], image=photo, prompt=words)
     adapter = sheet.add("HYWU_GenerateLoRA", generator=loaded[0], condition=condition[0])
-    sheet.skip(230)  # the picture of the LoRA
+    sheet.skip(PICTURE)
     return adapter
 
 
-def _finish(sheet: Sheet, samples: Node, vae: Link, adapter: Node, picture: str, note_height: float) -> None:
+def _finish(sheet: Sheet, samples: Node, vae: Link, picture: str, note_height: float) -> None:
     """Decode, save, and the note."""
     decoded = sheet.add("VAEDecode", samples=samples[0], vae=vae)
-    sheet.add("HYWU_SaveAdapter", title="Save Adapter (muted)", muted=True, adapter=adapter[0])
     sheet.column("Look", width=460)
     sheet.add("SaveImage", height=430, images=decoded[0], filename_prefix=picture)
     sheet.note("What you need", height=note_height)
@@ -65,6 +64,7 @@ def _qwen(sheet: Sheet, release: str, weights: str, shift: float, steps: int, cf
     positive = sheet.add("TextEncodeQwenImageEditPlus", title="Positive", prompt=words, **parts)
     negative = sheet.add("TextEncodeQwenImageEditPlus", title="Negative", **parts)
     latent = sheet.add("VAEEncode", pixels=scaled[0], vae=vae)
+    sheet.add("HYWU_SaveAdapter", title="Save Adapter (muted)", muted=True, adapter=adapter[0])
     sheet.column("Sample")
     applied = sheet.add("HYWU_ApplyLoRA", model=backbone, adapter=adapter[0])
     shifted = sheet.add("ModelSamplingAuraFlow", model=applied[0], shift=shift)
@@ -80,7 +80,7 @@ def _qwen(sheet: Sheet, release: str, weights: str, shift: float, steps: int, cf
         sampler_name="euler",
         scheduler="simple",
     )
-    _finish(sheet, samples, vae, adapter, f"hywu/qwen_image_edit_{release}", note_height=560)
+    _finish(sheet, samples, vae, f"hywu/qwen_image_edit_{release}", note_height=330)
 
 
 def qwen_image_edit_2509(sheet: Sheet) -> None:
@@ -111,6 +111,7 @@ def flux1_kontext(sheet: Sheet) -> None:
     referenced = sheet.add("ReferenceLatent", conditioning=encoded[0], latent=latent[0])
     guided = sheet.add("FluxGuidance", conditioning=referenced[0], guidance=2.5)
     negative = sheet.add("ConditioningZeroOut", conditioning=encoded[0])
+    sheet.add("HYWU_SaveAdapter", title="Save Adapter (muted)", muted=True, adapter=adapter[0])
     sheet.column("Sample")
     applied = sheet.add("HYWU_ApplyLoRA", model=backbone, adapter=adapter[0])
     samples = sheet.add(
@@ -124,4 +125,4 @@ def flux1_kontext(sheet: Sheet) -> None:
         sampler_name="euler",
         scheduler="simple",
     )
-    _finish(sheet, samples, vae, adapter, "hywu/flux1_kontext", note_height=480)
+    _finish(sheet, samples, vae, "hywu/flux1_kontext", note_height=310)

@@ -56,6 +56,7 @@ class Sheet:
     _x: float = 0
     _y: float = 0
     _width: float = 300
+    _left: float = 0
     _members: list[dict[str, Any]] = field(default_factory=list)
 
     def column(
@@ -125,7 +126,7 @@ class Sheet:
             source = inputs.get(socket["name"])
             socket["link"] = self._connect(source, entry, slot, socket) if isinstance(source, Link) else None
         rows = max(len(sockets), len(entry["outputs"]))
-        areas = sum(70 for n in names if specs[n][1].get("multiline"))
+        areas = sum(70 for n in names if specs[n][1].get("multiline") and not isinstance(inputs.get(n), Link))
         self._place(entry, height or rows * SLOT + len(entry["widgets_values"]) * WIDGET + areas + 14)
         return Node(entry["id"], entry)
 
@@ -152,8 +153,9 @@ class Sheet:
         self._place(entry, height)
 
     def skip(self, height: float) -> None:
-        """Leave a space in the column."""
+        """Leave a space in the column, for what a node will show after a run."""
         self._y += height
+        self._left = self._y - TITLE - GAP
 
     def file(self, requires: str | None = None) -> dict[str, Any]:
         """The workflow file's contents; `requires` is the oldest ComfyUI it works on."""
@@ -191,14 +193,15 @@ class Sheet:
         if not self._members:
             return 0
         top = min(entry["pos"][1] for entry in self._members) - TITLE - 50
-        bottom = max(entry["pos"][1] + entry["size"][1] for entry in self._members) + _SPACE
+        ends = [entry["pos"][1] + entry["size"][1] for entry in self._members]
+        bottom = max(self._left, *ends) + _SPACE
         self._groups[-1]["bounding"] = [
             self._x - _SPACE,
             top,
             self._width + 2 * _SPACE,
             bottom - top,
         ]
-        self._members = []
+        self._members, self._left = [], 0
         return bottom + TITLE + 70
 
 

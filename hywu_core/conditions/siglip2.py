@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -81,7 +82,7 @@ class SigLIP2Encoder:
             weights, report = AutoModel.from_pretrained(
                 str(model), **local, use_safetensors=True, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             hint = "" if allow_download else ", or allow the download"
             reason = str(error).strip().partition("\n")[0]
             raise HywuError(

@@ -159,3 +159,27 @@ def test_provenance_cannot_be_changed_behind_its_back():
     assert adapter.scaled(2).provenance == {"base": "x"}
     with pytest.raises(TypeError):
         adapter.provenance["base"] = "z"
+
+
+def test_every_adapter_keeps_its_origin():
+    rows = [{"prompt": name} for name in "abc"]
+    adapter = Adapter(adapter_of(), 2.0, {"base": "x"}, rows)
+
+    def prompts(some):
+        return "".join(row.get("prompt", "-") for row in some.rows)
+
+    assert prompts(adapter) == "abc"
+    assert prompts(adapter.select(-1)) == "c"
+    assert prompts(adapter.select(slice(1, 3))) == "bc"
+    assert prompts(adapter.select([2, 0])) == "ca"
+    assert prompts(adapter.to(dtype=torch.bfloat16).clone().scaled(2)) == "abc"
+    assert prompts(Adapter.stack([adapter.select(1), adapter])) == "babc"
+    assert prompts(Adapter.stack([adapter_of(2), adapter])) == "--abc"
+    assert Adapter.stack([adapter_of(1), adapter_of(1)]).rows == ()
+    assert adapter_of().select(0).rows == ()
+    rows[0]["prompt"] = "z"
+    assert prompts(adapter) == "abc"
+    with pytest.raises(TypeError):
+        adapter.rows[0]["prompt"] = "z"
+    with pytest.raises(HywuError, match="2 origins were given for a batch of 3"):
+        Adapter(adapter_of(), 1.0, None, rows[:2])

@@ -19,7 +19,7 @@ from ..errors import HywuError
 from ..storage import open_safetensors, write_safetensors
 from .adapter import Adapter
 from .factors import Factors, baked_factors
-from .header import header_of, number_in, provenance_in, told_by
+from .header import header_of, number_in, parted, told_by
 from .keys import KeyFormat, format_of, from_file, resolve_format, to_file
 from .peft import CONFIG, WEIGHTS, embedded_config, read_config
 
@@ -110,7 +110,8 @@ def _import(
             F.pad(f.A.to(dtype), (0, 0, 0, missing))[None],
             F.pad(B, (0, missing))[None],
         )
-    return Adapter(weights, 1.0 if shared is None else shared, provenance_in(told))
+    provenance, rows = parted(told)
+    return Adapter(weights, 1.0 if shared is None else shared, provenance, rows)
 
 
 def _dtype_of(factors: Mapping[str, Factors]) -> torch.dtype:

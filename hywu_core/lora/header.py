@@ -20,6 +20,7 @@ _PREFIX = "hywu."
 _PROMPT = "prompt"
 # What describes the file and not the adapter in it; on loading it is read, on saving written anew.
 _OF_THE_FILE = ("format_version", "scale")
+_OF_THE_ROW = ("condition_sha256", _PROMPT)  # what the adapters of one batch may have different ones of
 
 
 def header_of(
@@ -50,7 +51,7 @@ def header_of(
     if architecture:
         header["modelspec.architecture"] = architecture.modelspec_of(base)
         header["ss_base_model_version"] = architecture.base_model_version
-    told = provenance_in(dict(adapter.provenance)) | _row(adapter)
+    told = provenance_in(adapter.provenance) | dict(adapter.rows[0] if adapter.rows else {})
     told.pop("key_format", None)
     if not include_prompt:
         told.pop(_PROMPT, None)
@@ -70,6 +71,13 @@ def provenance_in(told: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in told.items() if key not in _OF_THE_FILE}
 
 
+def parted(told: Mapping[str, str]) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """A header's entries as an adapter's provenance and its one row."""
+    kept = provenance_in(told)
+    row = {key: kept.pop(key) for key in _OF_THE_ROW if key in kept}
+    return kept, [row] if row else []
+
+
 def number_in(told: Mapping[str, str], key: str) -> float:
     """A number of the header, 1 if it is not there; `HywuError` if it is none."""
     try:
@@ -79,11 +87,6 @@ def number_in(told: Mapping[str, str], key: str) -> float:
     if not math.isfinite(number):
         raise HywuError(f"its header says the {key} is {told[key]!r}, which is no number.")
     return number
-
-
-def _row(adapter: Adapter) -> dict[str, str]:
-    rows = getattr(adapter, "rows", ())
-    return dict(rows[0]) if rows else {}
 
 
 def _baked(told: Mapping[str, str]) -> float:

@@ -124,6 +124,22 @@ def test_what_both_agree_on_is_kept_and_the_rest_is_not_claimed():
     assert combine_adapters("scale", a)[0].provenance["condition_sha256"] == "1"
 
 
+def test_what_is_known_of_each_lora_goes_with_it():
+    pairs = {"x": (torch.ones(2, 2, 3), torch.ones(2, 4, 2))}
+    a = Adapter(
+        pairs, rows=[{"condition_sha256": "1", "prompt": "p"}, {"condition_sha256": "2", "prompt": "p"}]
+    )
+    b = a.select(0)
+    assert [dict(row) for row in combine_adapters("batch", b, a)[0].rows] == [
+        dict(a.rows[i]) for i in (0, 0, 1)
+    ]
+    assert [dict(row) for row in combine_adapters("add", a, b)[0].rows] == [dict(a.rows[0]), {"prompt": "p"}]
+    assert [dict(row) for row in combine_adapters("average", a)[0].rows] == [{"prompt": "p"}]
+    assert combine_adapters("scale", a)[0].rows == a.rows
+    assert combine_adapters("batch", a, b, max_rank=1)[0].rows[2] == b.rows[0]
+    assert combine_adapters("add", a, Adapter(pairs))[0].rows == ()
+
+
 def test_half_precisions_meet_in_the_wider_one():
     a = Adapter({"x": (torch.ones(1, 2, 3), torch.ones(1, 4, 2))}).to(dtype=torch.float16)
     b = Adapter({"x": (torch.ones(1, 1, 3), torch.ones(1, 4, 1))}).to(dtype=torch.bfloat16)

@@ -135,6 +135,22 @@ def test_the_header_has_every_line_that_model_managers_and_we_read(tmp_path):
     assert "make it old" not in str(in_folder)
 
 
+def test_each_lora_of_a_batch_takes_its_own_origin_into_its_file(tmp_path):
+    rows = [{"condition_sha256": str(i), "prompt": f"words {i}"} for i in range(2)]
+    adapter = Adapter(adapter_of(), provenance={"base": "m"}, rows=rows)
+    for i in range(2):
+        path = save_adapter(adapter, tmp_path / f"{i}.safetensors", index=i, include_prompt=True)
+        loaded = load_adapter(path)
+        assert [dict(row) for row in loaded.rows] == [rows[i]]
+        assert "prompt" not in loaded.provenance
+    both = Adapter.stack([load_adapter(tmp_path / f"{i}.safetensors") for i in range(2)])
+    assert [dict(row) for row in both.rows] == rows
+    with safe_open(save_adapter(both, tmp_path / "x.safetensors", index=1), "pt") as file:
+        header = file.metadata()
+    assert header["hywu.condition_sha256"] == "1"
+    assert "hywu.prompt" not in header
+
+
 @pytest.mark.parametrize("save", [save_adapter, save_peft])
 def test_the_prompt_is_written_only_when_asked_and_never_passed_on_by_itself(tmp_path, save):
     adapter = adapter_of(provenance={"prompt": "make it old"})

@@ -39,6 +39,7 @@ class Browser:
             "--no-sandbox",  # containers run as root, and only the test server's pages are opened
             "--disable-gpu",
             "--disable-dev-shm-usage",
+            "--disable-background-networking",
             "--no-first-run",
             "--remote-debugging-port=0",
             f"--user-data-dir={profile}",
@@ -94,6 +95,23 @@ class Browser:
                 raise TimeoutError(f"{script!r} after {seconds} s: {last}\n" + "\n".join(self.console[-20:]))
             time.sleep(0.2)
 
+    def before_every_page(self, script: str) -> None:
+        """Run a script in every page from now on, before the page's own."""
+        self._call("Page.addScriptToEvaluateOnNewDocument", source=script)
+
+    def point(self, x: float, y: float) -> None:
+        """Move the mouse there, in pixels of the window."""
+        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def click(self, x: float, y: float) -> None:
+        """Press and release the left button there."""
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def wheel(self, x: float, y: float, distance: float) -> None:
+        """Turn the wheel there; a negative distance is away from the user."""
+        self._call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=distance)
+
     def screenshot(self, path: Path) -> Path:
         """Save what the page looks like as PNG."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
@@ -129,6 +147,9 @@ class Browser:
         if event["method"] == "Runtime.exceptionThrown":
             details = event["params"]["exceptionDetails"]
             self.console.append(details.get("exception", {}).get("description") or details["text"])
+        elif event["method"] == "Runtime.consoleAPICalled" and event["params"]["type"] == "error":
+            arguments = event["params"]["args"]
+            self.console.append(" ".join(str(a.get("value", a.get("description"))) for a in arguments))
         elif event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] == "error":
             entry = event["params"]["entry"]
             self.console.append(f"{entry['text']} {entry.get('url', '')}")

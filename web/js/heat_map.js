@@ -13,7 +13,7 @@ const RGB = ANCHORS.map((code) => [1, 3, 5].map((i) => parseInt(code.slice(i, i 
 const GAP_COLOUR = "#4a4c52"; // of modules a layer does not have
 const TITLE = 16, CAPTION = 14, SPACE = 6, LEGEND = 20; // heights of lines, and what is left between bands
 const LOWEST = 5, COMFORTABLE = 11, HIGHEST = 22; // heights of a row
-const MANY_ROWS = 20;
+const MANY_ROWS = 24;
 const LABELS = 112, LABELLED = 4; // module names are this wide, and shown if that leaves a layer so much
 const PANEL = 130; // tables stand beside each other if each of them gets this much
 const FONT = "10px system-ui, sans-serif";

@@ -121,11 +121,10 @@ def _resumed(arguments: argparse.Namespace) -> Plan:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parse = parser()
-    arguments = parse.parse_args(argv)
+    arguments = parser().parse_args(argv)
     if arguments.check_data is not None:
         return check_data(arguments)
-    refuse_stray(arguments, parse)
+    refuse_stray(arguments)
     planned = plan(arguments)
     require("diffusers", "matplotlib")
     config, out, run = planned.config, planned.out, planned.describe()

@@ -63,13 +63,14 @@ def add_arguments(parse: argparse.ArgumentParser) -> None:
     )
 
 
-def refuse_stray(arguments: argparse.Namespace, parse: argparse.ArgumentParser) -> None:
+def refuse_stray(arguments: argparse.Namespace) -> None:
     """HywuError for arguments about a data set where none is given; they would be without effect."""
-    for action in parse._action_groups[-1]._group_actions:
-        if getattr(arguments, action.dest) != action.default:
-            raise HywuError(
-                f"{action.option_strings[0]} is about a data set; name it with --check-data PATH."
-            )
+    alone = argparse.ArgumentParser()
+    add_arguments(alone)
+    for name, default in vars(alone.parse_args([])).items():
+        if getattr(arguments, name) != default:
+            flag = "--" + name.replace("_", "-")
+            raise HywuError(f"{flag} is about a data set; name that with --check-data PATH.")
 
 
 def options_of(arguments: argparse.Namespace) -> Options:

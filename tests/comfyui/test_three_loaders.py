@@ -22,8 +22,8 @@ EXACT = 1e-5
 STRENGTH = 0.5
 
 
-def write_flux(folder, name, model, plan):
-    """The model, the model with the updates in its weights, and LoRA files of every kind."""
+def write_flux(folder, name, model, plan, foreign):
+    """The model, the model with the updates in its weights, our files, and others' that we save again."""
     spec = LoraSpec.from_module(model, include="*", rank=4, alpha=8)
     adapter = stock.random_adapter(spec)
     save_file(model.state_dict(), folder / f"{name}.safetensors")
@@ -36,11 +36,11 @@ def write_flux(folder, name, model, plan):
         file = f"{name}_{key_format}.safetensors"
         save_adapter(adapter, folder / file, strength=STRENGTH, key_format=key_format)
         files.append({"name": file, "merged": f"{name}_merged.safetensors"})
-    for kind, tensors in stock.flux_files(model).items():
-        foreign, ours = f"{name}_{kind}.safetensors", f"{name}_{kind}_ours.safetensors"
-        save_file(tensors, folder / foreign)
-        save_adapter(load_adapter(folder / foreign), folder / ours)
-        files.append({"name": ours, "like": foreign})
+    for kind, tensors in foreign.items():
+        theirs, ours = f"{name}_{kind}.safetensors", f"{name}_{kind}_ours.safetensors"
+        save_file(tensors, folder / theirs)
+        save_adapter(load_adapter(folder / theirs), folder / ours)
+        files.append({"name": ours, "like": theirs})
     plan[name] = {"file": f"{name}.safetensors", "targets": list(adapter), "files": files}
 
 
@@ -55,8 +55,8 @@ def write_qwen(folder, plan):
         "shapes": {key: list(value.shape) for key, value in model.state_dict().items()},
         "targets": list(adapter),
         "files": [
-            {"name": f"qwen_{kind}.safetensors", "products": "qwen_auto.safetensors"}
-            for kind in ("auto", "kohya", "diffusers")
+            {"name": f"qwen_{kind}.safetensors", "products": "qwen_auto.safetensors", "largest": largest}
+            for kind, largest in (("auto", 2**40), ("kohya", 2**24), ("diffusers", 2**24))
         ],
     }
 
@@ -66,8 +66,9 @@ def work(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("loaders")
     plan = {}
     torch.manual_seed(6)
-    write_flux(folder, "embedded", world.backbone.transformer, plan)
-    write_flux(folder, "flux", stock.tiny_flux(guidance=True), plan)
+    write_flux(folder, "embedded", world.backbone.transformer, plan, {})
+    flux = stock.tiny_flux(guidance=True)
+    write_flux(folder, "flux", flux, plan, stock.flux_files(flux))
     write_qwen(folder, plan)
     (folder / "plan.json").write_text(json.dumps(plan))
     return folder

@@ -56,14 +56,14 @@ def memory_plan(
     n_condition: int,
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
-    quantized: bool = False,
+    quantized: str | None = None,
     activation_bytes: int | None = None,
     keep_start_bytes: int = 0,
     device: torch.device | str = "cpu",
 ) -> MemoryPlan:
     """What a generator of this shape will take for a batch of conditions of S = `n_condition` tokens.
 
-    dtype: what it computes in.  quantized: the blocks' matrices are kept in one byte a weight.
+    dtype: what it computes in.  quantized: "int8" or "fp8" where the blocks' matrices are kept so.
     activation_bytes, keep_start_bytes: the generator's settings of these names.
     device: only its kind matters, for the default of `activation_bytes`.
     """
@@ -77,9 +77,7 @@ def memory_plan(
     grows_from = d * size if batch > 1 and not kept else 0  # a batch of one, until the first block's middle
     context = batch * n_condition * d * size
     keys = 2 * context + (0 if size >= 4 else 4 * batch * n_condition * d // 2)
-    # A quantised matrix is written out, or its product counted in integers part by part (`quantize.py`).
-    part = 2**20 if torch.device(device).type == "cpu" else 2**26
-    spare = max(max(d * config.d_hidden, 3 * d * d) * size, 3 * part) if quantized else 0
+    spare = _spare(config, size, quantized, torch.device(device))
     peak = written = working = 0
     for (layers, tokens), n in zip(bands, positions, strict=True):
         places = n // layers
@@ -93,7 +91,7 @@ def memory_plan(
         peak = max(peak, written + x + n * grows_from + keys + block, written + x + output + way_out)
         working = max(working, block, way_out)
         written += output
-    weights = _weights(config, spec, layout, bands, size, quantized)
+    weights = _weights(config, spec, layout, bands, size, quantized is not None)
     return MemoryPlan(
         weights=weights,
         kept=kept,
@@ -103,6 +101,15 @@ def memory_plan(
         output=written,
         peak=weights + kept + context + peak,
     )
+
+
+def _spare(config: GeneratorConfig, size: int, quantized: str | None, device: torch.device) -> int:
+    """A quantised matrix is written out, or its product counted in integers part by part (`quantize.py`)."""
+    if quantized is None:
+        return 0
+    part = 2**20 if device.type == "cpu" else 2**26
+    written_out = max(config.d_model * config.d_hidden, 3 * config.d_model**2) * size
+    return max(written_out, 3 * part) if quantized == "int8" else written_out
 
 
 def _weights(

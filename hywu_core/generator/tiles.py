@@ -47,14 +47,16 @@ def row_bytes(config: GeneratorConfig, itemsize: int, segment: int) -> RowBytes:
     """What a position takes while no gradient is recorded, in a dtype of that size.
 
     An attention holds its normalised input, queries, keys, values and what it gathered, and below float32 a
-    float32 copy of the queries or the keys while they turn; the feed-forward its normalised input, its inner
-    activation, its output and the tables by which the queries turned; the way out the normalised position and its rows' numbers, `segment` of each.
+    float32 copy of the queries or the keys while they turn. The feed-forward holds its normalised input, its
+    inner activation, its output and the tables by which the queries turned. The way out holds the normalised
+    position and its rows' numbers, `segment` of each. A norm below float32 may take three float32 copies.
     """
-    d, turning = config.d_model, 0 if itemsize >= 4 else 4 * config.d_model
+    d, below = config.d_model, itemsize < 4
+    norm = 3 * 4 * d if below else 0
     return RowBytes(
-        max(5 * d * itemsize, 4 * d * itemsize + turning),
-        (config.d_hidden + 2 * d) * itemsize + 8 * config.head_dim,
-        (d + 2 * config.accumulation * segment) * itemsize,
+        max(5 * d * itemsize, 4 * d * itemsize + (4 * d if below else 0), norm),
+        max((config.d_hidden + 2 * d) * itemsize + 8 * config.head_dim, norm),
+        max((d + 2 * config.accumulation * segment) * itemsize, norm),
     )
 
 

@@ -6,7 +6,7 @@ Columns are found by the names people use, or named by the user, as diffusers' t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +33,29 @@ def recognise(names: Sequence[str]) -> bool:
 
 def read_metadata(path: Path, options: Options, into: Collector) -> None:
     """Fill `into` from metadata.csv or .jsonl of an image folder."""
-    columns, files, kinds = None, {}, {}
+    columns, stored, kinds = None, {}, {}  # the names and kinds of all columns seen so far
     for place, row in read_rows(path):
-        new = [name for name in row if (_column(name) if _FILE.fullmatch(name) else name) not in kinds]
+        new = [name for name in row if _column(name) not in kinds]  # JSON leaves out what a row has not
         if columns is None or new:
-            files |= {_column(name): name for name in new if _FILE.fullmatch(name)}
-            kinds |= {_column(name) if _FILE.fullmatch(name) else name: _kind(row[name]) for name in new}
+            stored |= {_column(name): name for name in new}
+            kinds |= {_column(name): _kind(row[name]) for name in new}
             columns = choose(kinds, options, place)
-        _add_row(row, files, columns, place, path.parent, into)
+        _add_row(row, stored, columns, place, str(path.parent), into)
 
 
 def read_tables(paths: Sequence[Path], options: Options, into: Collector) -> None:
     """Fill `into` from parquet or Arrow files, in order."""
     for path in paths:
         kinds = tables.columns(path)
-        columns = choose(_without_files(kinds), options, str(path))
-        texts, images = (columns.prompt,), (columns.target, *columns.controls)
-        for number, row in enumerate(
-            tables.read_rows(path, texts, [_stored(name, kinds) for name in images])
-        ):
+        stored = {_column(name): name for name in kinds}
+        columns = choose({_column(name): kind for name, kind in kinds.items()}, options, str(path))
+        images = [stored[name] for name in (columns.target, *columns.controls)]
+        for number, row in enumerate(tables.read_rows(path, [stored[columns.prompt]], images)):
             place = f"{path}, row {number}"
-            pictures = [_pictures(row, name, path, number, kinds) for name in images]
-            if len(pictures[0]) != 1:
-                raise HywuError(f"{place}: column '{columns.target}' has {len(pictures[0])} images, not one.")
-            controls = [picture for some in pictures[1:] for picture in some]
-            into.add(pictures[0][0], controls, texts_of(row, columns.prompt, place))
+            targets, *controls = (_pictures(row, name, path, number) for name in images)
+            _check_one(targets, columns, place)
+            prompts = texts_of(row, stored[columns.prompt], place)
+            into.add(targets[0], [picture for some in controls for picture in some], prompts)
 
 
 def find_tables(folder: Path, options: Options) -> list[Path]:
@@ -94,8 +92,9 @@ def _choose_split(names: Sequence[str], options: Options, folder: Path) -> str:
 
 
 def _column(name: str) -> str:
+    """What `datasets` calls a column once it is loaded: columns of file names become columns of images."""
     match = _FILE.fullmatch(name)
-    return (match and match[1]) or "image"
+    return (match[1] or "image") if match else name
 
 
 def _kind(value: Any) -> str:
@@ -105,39 +104,24 @@ def _kind(value: Any) -> str:
 
 
 def _add_row(
-    row: Row, files: Mapping[str, str], columns: Columns, place: str, folder: Path, into: Collector
+    row: Row, stored: Mapping[str, str], columns: Columns, place: str, folder: str, into: Collector
 ) -> None:
-    def paths(column: str) -> Iterator[Picture]:
-        for text in texts_of(row, files.get(column, column), place):
-            yield Picture(locate(text, [str(folder)]))
+    def pictures(column: str) -> list[Picture]:
+        return [Picture(locate(text, [folder])) for text in texts_of(row, stored[column], place)]
 
-    targets = list(paths(columns.target))
+    targets = pictures(columns.target)
+    _check_one(targets, columns, place)
+    controls = [picture for name in columns.controls if stored[name] in row for picture in pictures(name)]
+    into.add(targets[0], controls, texts_of(row, stored[columns.prompt], place))
+
+
+def _check_one(targets: Sequence[Picture], columns: Columns, place: str) -> None:
     if len(targets) != 1:
-        raise HywuError(f"{place}: column '{columns.target}' names {len(targets)} images, not one.")
-    there = [name for name in columns.controls if files.get(name, name) in row]  # JSON leaves nulls out
-    controls = [picture for name in there for picture in paths(name)]
-    into.add(targets[0], controls, texts_of(row, columns.prompt, place))
+        raise HywuError(f"{place}: column '{columns.target}' has {len(targets)} images, not one.")
 
 
-def _without_files(kinds: Mapping[str, str]) -> dict[str, str]:
-    """Kinds of a table's columns, where metadata.parquet names files as metadata.csv does."""
-    return {_column(name) if _FILE.fullmatch(name) else name: kind for name, kind in kinds.items()}
-
-
-def _stored(name: str, kinds: Mapping[str, str]) -> str:
-    """The column of the table behind the name of an image column."""
-    return name if name in kinds else next(stored for stored in kinds if _column_or_none(stored) == name)
-
-
-def _column_or_none(name: str) -> str | None:
-    return _column(name) if _FILE.fullmatch(name) else None
-
-
-def _pictures(
-    row: Mapping[str, Any], name: str, path: Path, number: int, kinds: Mapping[str, str]
-) -> list[Picture]:
-    """The images of a cell: files that are named, or cells that hold them."""
-    column = _stored(name, kinds)
+def _pictures(row: Mapping[str, Any], column: str, path: Path, number: int) -> list[Picture]:
+    """The images of a cell: files that are named, or the cell itself where it holds them."""
     value = row[column]
     cells = value if isinstance(value, list) else [value]
     return [

@@ -14,17 +14,29 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(prog="python -m hywu_core.study", description=__doc__)
     studies = parse.add_subparsers(dest="study", required=True)
-    routing = studies.add_parser("routing", help="does an edit land on the operation that was asked for?")
-    routing.add_argument(
-        "--out", type=Path, default=Path("runs/routing"), help="folder of the results (%(default)s)"
-    )
-    routing.add_argument("--generator", type=Path, help="another generator file than the shipped one")
-    routing.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (%(default)s)")
-    routing.add_argument("--steps", type=int, default=8, help="sampling steps (%(default)s)")
+    routing = _study(studies, "routing", "does an edit land on the operation that was asked for?")
     routing.add_argument(
         "--quick", action="store_true", help="one photograph and one wording: minutes on two cores"
     )
+    quantise = _study(studies, "quantise", "what is lost with a generator in one or two bytes a weight?")
+    quantise.add_argument(
+        "--quick",
+        action="store_true",
+        help="one photograph, a quarter of the operations: minutes on two cores",
+    )
     return parse
+
+
+def _study(studies: argparse._SubParsersAction, name: str, question: str) -> argparse.ArgumentParser:
+    """A study's own command line, as far as all have it."""
+    study = studies.add_parser(name, help=question)
+    study.add_argument(
+        "--out", type=Path, default=Path(f"runs/{name}"), help="folder of the results (%(default)s)"
+    )
+    study.add_argument("--generator", type=Path, help="another generator file than the shipped one")
+    study.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (%(default)s)")
+    study.add_argument("--steps", type=int, default=8, help="sampling steps (%(default)s)")
+    return study
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,12 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     check_folder(arguments.out)
     resolve_device(arguments.device)
     require("scipy", "matplotlib", "diffusers", "tqdm")
-    from .studies import routing
+    from .studies import quantise, routing
 
-    result = routing.run(
-        arguments.out, arguments.generator, arguments.device, arguments.quick, arguments.steps
-    )
-    print(routing.report(result))  # noqa: T201
+    study = {"routing": routing, "quantise": quantise}[arguments.study]
+    result = study.run(arguments.out, arguments.generator, arguments.device, arguments.quick, arguments.steps)
+    print(study.report(result))  # noqa: T201
     return 0
 
 

@@ -1,0 +1,187 @@
+"""Quantising: what a generator in fewer bits does to the LoRAs it writes, and to the pictures they edit.
+
+Every case is edited with the generator in float32 and again, from the same noise, with one in fewer bits.
+The LoRAs are compared as updates, B A of every target; the pictures with each other and with exact results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.metrics import psnr
+from ..data.photo_ops import OPS
+from ..embedded import GENERATOR
+from ..generator import load_generator
+from ..generator.quantize import QuantizedLinear, integer_products
+from ..lora import Adapter
+from ..pipeline import HywuPipeline
+from ..train.world import EditCase, held_out_cases
+
+# Name -> how the generator is loaded, and whether int8 may multiply integers.
+PRECISIONS: dict[str, tuple[dict[str, Any], bool]] = {
+    "bfloat16": ({"dtype": torch.bfloat16}, True),
+    "int8": ({"quantize": "int8"}, True),
+    "int8, weights only": ({"quantize": "int8"}, False),
+    "fp8": ({"quantize": "fp8"}, True),
+}
+_BATCH = 8
+_MOST_DB = 100.0  # of two pictures that are equal, or nearly
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One case in fewer bits, beside the same in float32; decibels of PSNR."""
+
+    photo: int
+    operation: str
+    update_error: float  # Frobenius norm of the updates' difference, all targets together, over float32's
+    update_cosine: float
+    to_full_db: float  # between the two pictures
+    to_exact_db: float
+    full_to_exact_db: float
+
+
+def update_errors(adapter: Adapter, full: Adapter) -> list[tuple[float, float]]:
+    """(relative Frobenius error, cosine) of each adapter's update against that of its twin in `full`."""
+    sums = torch.zeros(4, full.batch, dtype=torch.float64)
+    for name, (A, B) in full.items():
+        wanted = (full.scale * (B.float() @ A.float())).flatten(1).cpu().double()
+        other_A, other_B = adapter[name]
+        update = (adapter.scale * (other_B.float() @ other_A.float())).flatten(1).cpu().double()
+        products = ((update - wanted, update - wanted), (wanted, wanted), (update, update), (update, wanted))
+        sums += torch.stack([(a * b).sum(1) for a, b in products])
+    wrong, wanted, own, both = sums
+    return list(zip((wrong / wanted).sqrt().tolist(), (both / (wanted * own).sqrt()).tolist(), strict=True))
+
+
+def _edits(
+    pipeline: HywuPipeline, cases: Sequence[EditCase], steps: int, label: str
+) -> list[tuple[EditCase, Tensor, Adapter]]:
+    """(case, picture (3, H, W), adapter of batch 1) of every case, in batches of one photograph."""
+    made = []
+    groups = [[c for c in cases if c.photo == photo] for photo in sorted({c.photo for c in cases})]
+    chunks = [group[i : i + _BATCH] for group in groups for i in range(0, len(group), _BATCH)]
+    for chunk in tqdm(chunks, desc=f"editing in {label}", unit="batch"):
+        sources = torch.stack([case.source for case in chunk])
+        edit = pipeline.edit(sources, [case.prompt for case in chunk], steps=steps, area=None)
+        adapter = edit.adapter.cpu()
+        made += [(case, edit.image[i].cpu(), adapter.select(i)) for i, case in enumerate(chunk)]
+    return made
+
+
+def _psnr(image: Tensor, other: Tensor) -> float:
+    return min(float(psnr(image[None], other[None])), _MOST_DB)
+
+
+def compare(pipeline: HywuPipeline, path: Path, cases: Sequence[EditCase], steps: int) -> dict[str, Any]:
+    """Every precision against float32: the weights' bytes, and each case."""
+    full = _edits(pipeline, cases, steps, "float32")
+    found: dict[str, Any] = {}
+    for name, (how, integers) in PRECISIONS.items():
+        generator = load_generator(path, device=pipeline.device, **how).eval()
+        for module in generator.modules():
+            if isinstance(module, QuantizedLinear):
+                module.integer_activations = integers
+        pipeline.generator = generator
+        rows = []
+        for (case, exact_image, exact), (_, image, adapter) in zip(
+            full, _edits(pipeline, cases, steps, name), strict=True
+        ):
+            error, cosine = update_errors(adapter, exact)[0]
+            rows.append(
+                Compared(
+                    photo=case.photo,
+                    operation=case.operation,
+                    update_error=error,
+                    update_cosine=cosine,
+                    to_full_db=_psnr(image, exact_image),
+                    to_exact_db=_psnr(image, case.target),
+                    full_to_exact_db=_psnr(exact_image, case.target),
+                )
+            )
+        found[name] = {"bytes": n_bytes(generator), **summarise(rows), "cases": [asdict(r) for r in rows]}
+    return found
+
+
+def n_bytes(generator: torch.nn.Module) -> int:
+    """What its weights take in memory."""
+    return sum(tensor.nbytes for tensor in generator.state_dict().values())
+
+
+def summarise(rows: Sequence[Compared]) -> dict[str, float]:
+    """Means, and the worst case."""
+    n = len(rows)
+    return {
+        "update_error": math.fsum(r.update_error for r in rows) / n,
+        "worst_update_error": max(r.update_error for r in rows),
+        "worst_cosine": min(r.update_cosine for r in rows),
+        "to_full_db": math.fsum(r.to_full_db for r in rows) / n,
+        "worst_to_full_db": min(r.to_full_db for r in rows),
+        "change_to_exact_db": math.fsum(r.to_exact_db - r.full_to_exact_db for r in rows) / n,
+        "worst_change_to_exact_db": min(r.to_exact_db - r.full_to_exact_db for r in rows),
+    }
+
+
+def run(out: Path, generator: Path | None, device: str, quick: bool, steps: int) -> dict[str, Any]:
+    """Measure, then write `result.json` and `report.md` into `out`; returns the result."""
+    path = generator if generator is not None else GENERATOR
+    pipeline = HywuPipeline.from_embedded(path, device)
+    out.mkdir(parents=True, exist_ok=True)  # only now: a bad generator leaves nothing behind
+    operations = [name for name, op in OPS.items() if op.split == "hywu"]
+    if quick:
+        operations = operations[::4]
+    cases = held_out_cases(operations, 1, 1 if quick else None)
+    size = n_bytes(pipeline.generator)
+    result = {
+        "study": "quantise",
+        "config": {
+            "photographs": len({case.photo for case in cases}),
+            "operations": operations,
+            "steps": steps,
+            "seed": 0,
+            "quick": quick,
+            "generator": pipeline.generator.provenance,
+            "integer_products": integer_products(pipeline.device),
+        },
+        "float32": {"bytes": size},
+        "precisions": compare(pipeline, path, cases, steps),
+    }
+    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (out / "report.md").write_text(report(result), encoding="utf-8")
+    return result
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result as a page whose every number comes from it."""
+    config = result["config"]
+    products = "multiplied as integers" if config["integer_products"] else "written out for each product"
+    lines = [
+        "# Quantising",
+        "",
+        f"{len(config['operations'])} operations on {config['photographs']} held-out photographs, "
+        f"{config['steps']} sampling steps, each edited with the same noise as in float32. An update's error "
+        "is the Frobenius norm of its difference from float32's over that of float32's, all targets "
+        f"together; pictures are compared by PSNR. int8 was {products} here.",
+        "",
+        "| precision | weights, MB | update's error | worst | worst cosine | to float32's picture, dB "
+        "| worst | to the exact result, dB more | worst |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| float32 | {result['float32']['bytes'] / 1e6:.1f} | | | | | | | |",
+    ]
+    for name, part in result["precisions"].items():
+        lines.append(
+            f"| {name} | {part['bytes'] / 1e6:.1f} | {part['update_error']:.2%} | "
+            f"{part['worst_update_error']:.2%} | {part['worst_cosine']:.5f} | {part['to_full_db']:.1f} | "
+            f"{part['worst_to_full_db']:.1f} | {part['change_to_exact_db']:+.3f} | "
+            f"{part['worst_change_to_exact_db']:+.2f} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,78 @@
+"""Generate LoRA in graphs on a running server: kept across restarts, bounded, shown, cancelled."""
+
+from __future__ import annotations
+
+import pytest
+
+from .graphs import EditGraph
+from .server import ComfyServer, Refused
+
+pytestmark = pytest.mark.comfyui
+
+
+def generated(server: ComfyServer, prompt: str = "make it brighter", batch: int = 1, **settings) -> dict:
+    """Everything Generate LoRA tells the interface about one run."""
+    graph = EditGraph(prompt=prompt, batch=batch)
+    loaded = graph.add("HYWU_LoadGenerator", generator_name="random_generator.safetensors")
+    condition = graph.add("HYWU_Condition", generator=loaded, image=graph.photo, prompt=prompt)
+    adapter, _ = graph.add("HYWU_GenerateLoRA", outputs=2, generator=loaded, condition=condition, **settings)
+    graph.save(adapter, "generate/lora")
+    return server.run(graph.nodes)[adapter[0]]
+
+
+def test_bounds_are_reported_and_cost_no_generation(server):
+    free = generated(server, "bounds")
+    largest = free["hywu_heat_map"][0]["total"]
+    bounded = generated(server, "bounds", max_norm=largest / 4, max_rank=2)
+    first, rank, norm = bounded["hywu_report"]
+    assert first.endswith("0 generated, 1 from the cache")
+    assert rank.startswith("max_rank 2: rank 4 -> 2, which keeps ")
+    assert f"-> {largest / 4:.4g}, 38 of 38 targets made smaller" in norm
+    assert bounded["hywu_heat_map"][0]["total"] == pytest.approx(largest / 4, rel=1e-3)
+    assert norm in server.recent_log()
+
+
+def test_every_lora_of_a_batch_has_its_heat_map(server):
+    maps = generated(server, "maps", batch=2)["hywu_heat_map"]
+    assert [(table["index"], table["batch"]) for table in maps] == [(0, 2), (1, 2)]
+    assert maps[0]["total"] != maps[1]["total"]
+
+
+def test_disk_survives_a_restart_and_memory_does_not(server):
+    assert "1 generated" in generated(server, "kept on disk", cache="memory and disk")["hywu_report"][0]
+    assert "1 generated" in generated(server, "kept in memory")["hywu_report"][0]
+    files = list((server.base / "user" / "__hywu_cache").iterdir())
+    server.stop()
+    server.start()
+    server.mark_log()
+    assert (
+        "0 generated, 1 from" in generated(server, "kept on disk", cache="memory and disk")["hywu_report"][0]
+    )
+    assert "1 generated, 0 from" in generated(server, "kept in memory")["hywu_report"][0]
+    # A damaged file is a warning, not a wrong LoRA.
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    generated(server, "something else")  # a busy server frees one graph late
+    told = generated(server, "kept on disk", cache="memory and disk", max_rank=1)["hywu_report"][0]
+    assert "1 generated" in told or "is damaged" not in server.recent_log()
+    assert file.exists()
+
+
+def test_a_cancel_stops_it_and_the_next_graph_runs(server):
+    many = "\n".join(f"instruction number {i}" for i in range(1500))
+    graph = EditGraph()
+    loaded = graph.add("HYWU_LoadGenerator", generator_name="random_generator.safetensors")
+    condition = graph.add(
+        "HYWU_Condition", generator=loaded, image=graph.photo, prompt=many, one_prompt_per_line=True
+    )
+    adapter, _ = graph.add("HYWU_GenerateLoRA", outputs=2, generator=loaded, condition=condition, cache="off")
+    graph.save(adapter, "generate/never")
+    queued = server.queue(graph.nodes)
+    server.wait_for_log("Generate LoRA: 1500 conditions")
+    server.post("/interrupt", {})
+    with pytest.raises(Refused, match="interrupted"):
+        server.wait(queued)
+    assert "1500 LoRAs" not in server.recent_log()
+    assert not list(server.folder("models", "loras", "generate").glob("never*"))
+    assert generated(server, "after the cancel")["hywu_report"][0].startswith("1 LoRA of rank 4")

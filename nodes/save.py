@@ -24,6 +24,7 @@ _DTYPES = {
 }
 _WRITERS = {"LoRA file": (save_adapter, ".safetensors"), "PEFT folder": (save_peft, "")}
 _ALL = -1
+_LINES = 8  # of a report on a batch
 
 
 class SaveAdapter(io.ComfyNode):
@@ -125,7 +126,9 @@ class SaveAdapter(io.ComfyNode):
             path = save_numbered(folder, filename_prefix, suffix, write)
             names.append(path.relative_to(folder.resolve()).as_posix())
         where = "models/loras" if loras else "the output folder"
-        report = [f"Saved {name} to {where}" for name in names]
+        report = [f"Saved {name} to {where}" for name in names[:_LINES]]
+        if len(names) > _LINES:
+            report.append(f"and {len(names) - _LINES} more, up to {names[-1]}")
         report.append(f"{len(adapter)} targets of rank {adapter.rank}, for {describe_backbone(adapter)}")
         if format == "PEFT folder":
             report.append("For PEFT and Load Adapter; ComfyUI's own loaders do not read PEFT's names")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 from uuid import uuid4
@@ -31,7 +32,7 @@ from ..errors import HywuError
 from ..lora import Adapter
 from ..lora.keys import Factors, to_file
 from .comfy_merge import DEAREST_SIDE_PATH, merged, relative_cost
-from .comfy_paths import AroundApplyModel, Schedule, Served, SidePaths, patcher_of
+from .comfy_paths import KEY_PREFIX, AroundApplyModel, Schedule, Served, SidePaths, patcher_of
 from .comfy_places import Place, find_module, find_places
 from .packed import PackedAdapter, Part
 
@@ -165,7 +166,7 @@ def _beside(
     convolutions = {paths[p.module]: p.convolution for one in servings for p in one.places.values()}
     side = SidePaths(served, convolutions)
     clone = patcher.clone()
-    key = f"hywu.{uuid4().hex}"  # one of its own each time, so that adapters stack
+    key = f"{KEY_PREFIX}{uuid4().hex}"  # one of its own each time, so that adapters stack
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, AroundApplyModel(key, side, schedule))
     clone.set_additional_models(key, [patcher_of(side, patcher.load_device, patcher.offload_device)])
     return clone

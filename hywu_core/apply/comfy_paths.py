@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import CallbacksMP, WrapperExecutor
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
 from torch import Tensor, nn
 
 from .comfy_places import find_module
@@ -17,6 +17,8 @@ from .fused import Convolution, Update
 from .packed import PackedAdapter
 from .rows import plan_spans
 from .slots import Entry, side_paths
+
+KEY_PREFIX = "hywu."  # of the keys of our wrappers and additional models
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class AroundApplyModel:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         chunks = options.get("cond_or_uncond") or (0,)
         side = self._side_of(model)
+        options = _without_ours(options)
         try:
             entries = side.entries(model, x.device, chunks, len(x))
             with side_paths(entries, len(x)):
@@ -126,6 +129,14 @@ class AroundApplyModel:
         patcher = model.current_patcher
         own = patcher.get_additional_models_with_key(self.key) if patcher is not None else ()
         return own[0].model if own else self.side
+
+
+def _without_ours(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as the model may see them: compiled ones would be compiled again for every new wrapper."""
+    wrappers = options.get("wrappers", {})
+    around = wrappers.get(WrappersMP.APPLY_MODEL, {})
+    others = {key: them for key, them in around.items() if not str(key).startswith(KEY_PREFIX)}
+    return {**options, "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: others}}
 
 
 def patcher_of(

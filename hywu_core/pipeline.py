@@ -24,6 +24,7 @@ from .embedded.text import EmbeddedTextEncoder
 from .errors import HywuError
 from .generate import generate
 from .generator import ParameterGenerator, load_generator
+from .generator.fingerprint import fingerprint
 from .lora import Adapter
 
 DEFAULT_STEPS = 8
@@ -47,14 +48,19 @@ class HywuPipeline:
         autoencoder: TinyAutoencoder,
         text_encoder: EmbeddedTextEncoder,
         generator: ParameterGenerator | None,
+        generator_sha256: str | None = None,
     ) -> None:
-        """`generator` None edits with the frozen backbone alone; one for another model is a HywuError."""
+        """`generator` None edits with the frozen backbone alone; one for another model is a HywuError.
+
+        generator_sha256: its fingerprint, if it will not change, for the provenance of what it writes.
+        """
         if generator is not None:
             check_embedded(generator)
         self.backbone = backbone
         self.autoencoder = autoencoder
         self.text_encoder = text_encoder
         self.generator = generator
+        self.generator_sha256 = generator_sha256
 
     @classmethod
     def from_embedded(
@@ -69,6 +75,7 @@ class HywuPipeline:
             TinyAutoencoder.load(device=device),
             EmbeddedTextEncoder.load().to(device),
             loaded,
+            fingerprint(loaded),
         )
 
     @property
@@ -104,7 +111,8 @@ class HywuPipeline:
         text = self.text_encoder.encode(list(instructions))
         adapter = None
         if self.generator is not None and not frozen_base:
-            adapter = generate(self.generator, embedded_condition(latents, text, instructions))
+            condition = embedded_condition(latents, text, instructions)
+            adapter = generate(self.generator, condition, generator_sha256=self.generator_sha256)
 
         def velocity(x: Tensor, time: float) -> Tensor:
             return self.backbone(x, torch.full((len(x),), time, device=x.device), latents, text)

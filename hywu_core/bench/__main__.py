@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from ..cli import command
-from . import generator
+from . import apply, generator
 from .report import check_json, write_json
 
-BENCHES = {"generator": generator}
+BENCHES = {"apply": apply, "generator": generator}
 
 
 def parser() -> argparse.ArgumentParser:

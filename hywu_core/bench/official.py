@@ -42,13 +42,13 @@ def compare(ours: Adapter, theirs: Mapping[str, Tensor]) -> float:
     names = {name: name.rsplit(".", 1) for name in theirs if name != "scale"}
     if {target for target, _ in names.values()} != set(ours):
         raise HywuError("The two generators do not write the same targets.")
-    worst = largest = 0.0
+    differences, sizes = [], []
     for name, (target, leaf) in names.items():
         expected = theirs[name].float()
-        found = ours[target][leaf == "lora_B"].float()
-        worst = max(worst, float((found - expected).abs().max()))
-        largest = max(largest, float(expected.abs().max()))
-    return worst / largest if largest else worst
+        differences.append((ours[target][leaf == "lora_B"].float() - expected).abs().max())
+        sizes.append(expected.abs().max())
+    # Stacked, because Python's max() would pass over what is not a number.
+    return float(torch.stack(differences).max() / torch.stack(sizes).max())
 
 
 def _import(repository: Path) -> ModuleType:

@@ -74,11 +74,11 @@ SIZES = {
 }
 
 
-def work(generator: ParameterGenerator, batch: int, n_condition: int, kept_start: bool = False) -> int:
+def work(generator: ParameterGenerator, batch: int, n_condition: int, starts: int) -> int:
     """Floating-point operations of one forward pass, in matrix products and attention.
 
-    kept_start: without what depends on no condition, when it is at hand from an earlier call. Otherwise that
-        part is counted once, not once for each row of the batch.
+    starts: how often what depends on no condition is computed: once for each row of the batch, as the
+        authors' code does, once for all, or not at all where it is at hand from an earlier call.
     """
     config, d = generator.config, generator.config.d_model
     total = 2 * batch * n_condition * d * config.condition_dim
@@ -90,8 +90,7 @@ def work(generator: ParameterGenerator, batch: int, n_condition: int, kept_start
             2 * 2 * d * d * batch * (positions + n_condition) + 4 * d * batch * positions * n_condition
         )
         feed_forward = 4 * d * config.d_hidden * batch * positions
-        first = 0 if kept_start else parameters
-        total += first + (config.n_layers - 1) * batch * parameters
+        total += starts * parameters + (config.n_layers - 1) * batch * parameters
         total += config.n_layers * (to_condition + feed_forward)
         total += 2 * batch * positions * d * generator.layout.segment
     return total

@@ -106,6 +106,12 @@ class ParameterGenerator(nn.Module):
         each = row_bytes(self.config, self.dtype.itemsize, self.layout.segment).most
         return max(1, self.activation_bytes // each)
 
+    @property
+    def keeps_start(self) -> bool:
+        """Whether what depends on no condition is small enough to be kept between calls."""
+        positions = sum(band.n_layers * band.n_places for band in self.bands)
+        return positions * self.config.d_model * self.dtype.itemsize <= self.keep_start_bytes
+
     def compile_blocks(self, **options: Any) -> ParameterGenerator:
         """Let torch compile what a block does with a tile; options go to `torch.compile`. Returns self."""
         for block in self.blocks:
@@ -178,7 +184,7 @@ class ParameterGenerator(nn.Module):
             with torch.inference_mode(False), torch.no_grad():  # it may outlive the inference it is made in
                 return first(self._prior(band, rows), None, rotations, rows)
 
-        if self._starts_bytes() <= self.keep_start_bytes:
+        if self.keeps_start:
             x = self._starts.get(number, self._start_weights(band), start)
             x = first(x, context, rotations, rows, halfway=True)
         else:
@@ -222,10 +228,6 @@ class ParameterGenerator(nn.Module):
             band.layer,
             *(tensor for module in modules for tensor in (*module.parameters(), *module.buffers())),
         ]
-
-    def _starts_bytes(self) -> int:
-        positions = sum(band.n_layers * band.n_places for band in self.bands)
-        return positions * self.config.d_model * self.dtype.itemsize
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParameterGenerator:
         self._rotary_tables.clear()  # the tables of the device it leaves

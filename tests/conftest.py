@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from typing import Any
 
 import pytest
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Full depth on the newest ComfyUI there is, the essentials on the others.
+
+    Tests marked `newest` are those that would find the same on every version; they are counted as deselected.
+    """
+
+    def install(item: pytest.Item) -> Any:
+        return getattr(getattr(item, "callspec", None), "params", {}).get("install")
+
+    versions = {i.version: i for i in map(install, items) if i is not None}
+    newest = max(versions.values(), key=lambda i: [int(n) for n in i.version.split(".")], default=None)
+    spared = [i for i in items if i.get_closest_marker("newest") and install(i) not in (None, newest)]
+    if spared:
+        config.hook.pytest_deselected(items=spared)
+        left_out = set(spared)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -74,6 +74,7 @@ def test_the_quickstart_makes_the_picture_of_the_edit_command(server, instructio
     assert torch.isfinite(edit.image).all()
 
 
+@pytest.mark.newest
 @pytest.mark.skipif(not GENERATOR.exists(), reason=f"{GENERATOR.name} is not in this checkout")
 def test_the_quickstart_does_what_it_is_asked(server):
     source = fit_image(load_photo(server.folder("input") / "photo.png"))

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(
         prog="python tests/run.py",
         description="Set up .venv in this checkout, then check the style and run the tests in it.",
-        epilog="All other arguments go to pytest.",
+        epilog="All other arguments go to pytest: `-m gpu` runs the tests that need a GPU, and only those.",
         allow_abbrev=False,
     )
     parse.add_argument("--here", action="store_true", help="use the running interpreter; install nothing")

@@ -18,7 +18,7 @@ def plans(
     size: Size,
     *,
     batch: int,
-    device: str,
+    device: torch.device,
     activation_bytes: int | None,
     keep_start_bytes: int,
 ) -> list[dict[str, Any]]:

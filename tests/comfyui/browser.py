@@ -133,17 +133,20 @@ class Browser:
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._sent += 1
-        self._socket.send(json.dumps({"id": self._sent, "method": method, "params": parameters}))
+        number = self._sent
+        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
             message = json.loads(self._socket.recv())
-            if message.get("id") == self._sent:
+            if message.get("id") == number:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']}")
                 return message["result"]
             self._note(message)
 
     def _note(self, event: dict[str, Any]) -> None:
-        """Keep what the page reports as errors."""
+        """Keep what the page reports as errors; leave it when it asks whether to."""
+        if "method" not in event:  # the answer to the last lines below
+            return
         if event["method"] == "Runtime.exceptionThrown":
             details = event["params"]["exceptionDetails"]
             self.console.append(details.get("exception", {}).get("description") or details["text"])
@@ -153,3 +156,7 @@ class Browser:
         elif event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] == "error":
             entry = event["params"]["entry"]
             self.console.append(f"{entry['text']} {entry.get('url', '')}")
+        elif event["method"] == "Page.javascriptDialogOpening":
+            self._sent += 1
+            answer = {"method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+            self._socket.send(json.dumps({"id": self._sent} | answer))

@@ -10,7 +10,9 @@ from .browser import Browser
 from .server import PACK_NAME, Graph
 
 _SPINNER = "document.querySelector('.p-progressspinner')"
-_READY = f"!!(window.app?.graph && document.querySelector('canvas') && !{_SPINNER})"
+# Until its first workflow is there; it would replace what a test opens before.
+_LOADED = "window.app?.graph && window.app.extensionManager?.workflow?.activeWorkflow"
+_READY = f"!!({_LOADED} && document.querySelector('canvas') && !{_SPINNER})"
 _OURS = "window.app.graph.nodes.filter(node => node.type.startsWith('HYWU_')).length"
 _CELLS = """(() => {
   const view = %s.hywu;
@@ -89,6 +91,14 @@ class Page:
         """Until a node of ours shows something, and it is on the screen."""
         self.wait_for(f"!!{_widget(kind)}", seconds)
         self.wait_for(f"{_widget(kind)}.element.getBoundingClientRect().height > 0")
+
+    def look_at(self, kind: str) -> None:
+        """Move the graph so that a node of this kind is in the middle of the window, at full size."""
+        node = f"window.app.graph.nodes.find(node => node.type === '{kind}')"
+        self.evaluate(
+            f"(() => {{ const {{ canvas }} = window.app; canvas.ds.scale = 1; canvas.centerOnNode({node});"
+            " canvas.setDirty(true, true); })()"
+        )
 
     def shows(self, kind: str) -> bool:
         """Whether a node of ours shows something."""

@@ -86,6 +86,7 @@ def test_two_adapters_stand_beside_each_other_and_a_batch_has_pages(page, server
     if vue:
         page.use_vue_nodes()
     page.run()
+    page.look_at(INSPECT)
     page.wait_for_view(INSPECT)
     panels = page.evaluate("window.app.nodeOutputs['8'].hywu_heat_map.map(table => table.title)")
     assert panels == ["adapter 1 of 0 to 1", "other", "difference"]
@@ -95,21 +96,27 @@ def test_two_adapters_stand_beside_each_other_and_a_batch_has_pages(page, server
     assert all(in_its_colour(cell, largest) for cell in cells)
     assert any(line.startswith("cosine of the angle") for line in page.report(INSPECT))
 
+    page.look_at(GENERATE)
+    page.wait_for_view(GENERATE)
     first = [cell.norm for cell in page.heat_map(GENERATE)]
     assert page.turn_page(GENERATE) == "LoRA 1 of 0 to 1"
     second = page.heat_map(GENERATE)
     assert [cell.norm for cell in second] != first
     assert all(in_its_colour(cell, max(*first, *(c.norm for c in second))) for cell in second)
     if target := os.environ.get("HYWU_SCREENSHOTS"):
+        page.look_at(INSPECT)
         page.screenshot(Path(target) / f"inspect_{server.install.version}_{'vue' if vue else 'canvas'}.png")
 
     # A page opened anew gets it from ComfyUI's cache; where ComfyUI can, of other nodes than outputs too.
     page.open()
     page.open_graph(graph.nodes)
     page.run()
+    page.look_at(INSPECT)
     page.wait_for_view(INSPECT)
     if server.get(f"/object_info/{GENERATE}")[GENERATE].get("has_intermediate_output"):
-        page.wait_for_view(GENERATE)
+        page.wait_for(
+            f"window.app.graph.nodes.find(n => n.type === '{GENERATE}').widgets.at(-1).name === 'hywu_view'"
+        )
     assert not page.complaints()
 
 

@@ -30,7 +30,7 @@ class KeptStarts:
         """The start of a band, computed anew unless these very weights are as they were."""
         weights = tuple(weights)
         kept = self._kept.get(band)
-        if kept is not None and _unchanged(kept.weights, weights):
+        if kept is not None and _unchanged(kept.weights, weights) and _fits(kept.start, weights[0]):
             return kept.start
         self._kept.pop(band, None)  # before the next one is computed: there need not be room for both
         start = compute()
@@ -55,3 +55,8 @@ def _unchanged(before: tuple[tuple[ref[Tensor], int], ...], now: tuple[Tensor, .
         old() is weight and version == weight._version
         for (old, version), weight in zip(before, now, strict=True)
     )
+
+
+def _fits(start: Tensor, weight: Tensor) -> bool:
+    """Weights moved one by one, as a model is that is only partly on its device, count no writes."""
+    return start.device == weight.device and start.dtype == weight.dtype

@@ -91,6 +91,16 @@ def test_training_keeps_nothing_and_moving_lets_go(trained, condition):
     assert trained._starts.n_bytes == 0
 
 
+def test_anew_when_the_weights_were_moved_behind_its_back(trained, condition):
+    run(trained, condition)
+    for module in [*trained.children(), *trained.blocks]:  # not the generator as a whole
+        module.double()
+    adapter = run(trained, condition)
+    assert adapter.dtype == torch.float64
+    trained.double()
+    assert_same(run(trained, condition), adapter, rtol=0, atol=0)
+
+
 def test_nothing_larger_than_allowed_is_kept(trained, condition, starts):
     trained.keep_start_bytes = 100
     run(trained, condition)

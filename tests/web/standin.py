@@ -84,6 +84,7 @@ class StandIn:
                 web.get("/api/workflow_templates/{pack}/{file}", self._template),
                 web.static(f"/extensions/{PACK_NAME}", PACK / "web"),
                 web.get("/api/{path:.*}", self._answer),
+                web.post("/api/settings/{id}", self._set),
                 web.post("/api/{path:.*}", self._accept),
                 web.get("/", self._index),
                 web.static("/", self.interface),
@@ -138,6 +139,11 @@ class StandIn:
 
     async def _jobs(self, _: web.Request) -> web.Response:
         return web.json_response(NO_JOBS)
+
+    async def _set(self, request: web.Request) -> web.Response:
+        """A setting outlives the page."""
+        self._answers["/settings"][request.match_info["id"]] = await request.json()
+        return web.Response()
 
     async def _accept(self, _: web.Request) -> web.Response:
         return web.json_response({})

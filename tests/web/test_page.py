@@ -219,9 +219,10 @@ def test_vue_nodes_show_the_same(page, node):
 
 
 def test_the_page_speaks_chinese_with_chinese_users(page, node):
-    node(GENERATE)
+    page.open()
     page.evaluate("window.app.extensionManager.setting.set('Comfy.Locale', 'zh')")
     try:
+        node(GENERATE)
         execute(page, GENERATE, [table()])
         page.wait_for_view(GENERATE)
         assert page.told(GENERATE).startswith("总范数 ")

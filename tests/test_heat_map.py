@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hywu_core.errors import HywuError
-from hywu_core.heat_map import colour, draw_heat_map
+from hywu_core.heat_map import ANCHORS, colour, draw_heat_map
 from hywu_core.lora.norm_table import NormTable, arrange
 
 QWEN = 60, ("attn.to_q", "attn.to_k", "img_mlp.net.2")
@@ -44,6 +46,12 @@ def test_equal_steps_of_the_norm_are_equal_steps_of_lightness():
     steps = [b - a for a, b in pairwise(lightness(colour(i / 16)) for i in range(17))]
     assert min(steps) > 0.03
     assert max(steps) < 2 * min(steps)
+
+
+def test_the_page_draws_in_the_same_colours():
+    script = Path(__file__).resolve().parents[1] / "web" / "js" / "heat_map.js"
+    anchors = script.read_text(encoding="utf-8").partition("ANCHORS = [")[2].partition("]")[0]
+    assert tuple(re.findall("#[0-9a-f]{6}", anchors)) == ANCHORS
 
 
 def test_values_outside_the_scale_have_its_ends():

@@ -108,12 +108,13 @@ class EncodeCondition(io.ComfyNode):
             name: [picture for batch in given or () for picture in pixels(batch)]
             for name, given in images.items()
         }
+        edits = join_edits(prompts, pictures)  # before a model is read for them
         encoder = encoder_for(loaded, download[0])
         if not pictures["image"]:
             raise HywuError(
                 f"The encoder {encoder.id} of this generator looks at a picture; connect an image."
             )
-        return _output(encoder.encode(*join_edits(prompts, pictures)))
+        return _output(encoder.encode(*edits))
 
 
 def _of_hidden_states(given: list[Conditioning], prompts: list[str], dim: int | None) -> Condition:

@@ -90,14 +90,17 @@ def default_value(spec: Spec) -> Any:
         return options["default"]
     if offered := choices(spec):
         return offered[0]
-    return {"STRING": "", "INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(kind)
+    # A combo of files that are not there, an old one's empty list for example, holds nothing.
+    return (
+        {"STRING": "", "INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(kind) if isinstance(kind, str) else None
+    )
 
 
 def fits(value: Any, spec: Spec) -> bool:
     """Whether a widget takes a value; a file of models or pictures that is not on this machine passes."""
     kind, options = spec
     if (offered := choices(spec)) is not None:
-        return value in offered or str(value).endswith((".safetensors", ".png", ".jpg")) or not offered
+        return value in offered or not offered or str(value).endswith((".safetensors", ".png", ".jpg"))
     if kind == "STRING":
         return isinstance(value, str)
     if kind == "BOOLEAN":

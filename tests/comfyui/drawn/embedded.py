@@ -67,7 +67,6 @@ def quickstart(sheet: Sheet) -> None:
     encoded = sheet.add("HYWU_EmbeddedEncode", vae=models.autoencoder, **shared)
     condition = sheet.add("HYWU_Condition", generator=models.generator, **shared)
     adapter = sheet.add("HYWU_GenerateLoRA", generator=models.generator, condition=condition[0])
-    sheet.skip(PICTURE)
     sheet.column("Sample")
     applied = sheet.add("HYWU_ApplyLoRA", model=models.backbone, adapter=adapter[0])
     edited = sample(sheet, applied[0], encoded, models)
@@ -81,15 +80,15 @@ def quickstart(sheet: Sheet) -> None:
 def batch_per_instance(sheet: Sheet) -> None:
     """N photographs, N instructions, one batch: each row runs with its own LoRA."""
     sheet.column("Photographs and instructions")
-    photos = [
-        sheet.add("LoadImage", title=f"Photograph {n}", height=320, image="example.png")[0] for n in (1, 2, 3)
-    ]
     words = sheet.add(
         "PrimitiveStringMultiline",
         title="An instruction a line, in the same order",
         height=120,
         value="make it look like an old faded photograph\ngive it a green tint\nmake it darker",
     )
+    photos = [
+        sheet.add("LoadImage", title=f"Photograph {n}", height=320, image="example.png")[0] for n in (1, 2, 3)
+    ]
     sheet.column("Models, and the batch")
     models = load_models(sheet)
     pair = sheet.add("ImageBatch", title="Two photographs", image1=photos[0], image2=photos[1])
@@ -100,7 +99,6 @@ def batch_per_instance(sheet: Sheet) -> None:
     encoded = sheet.add("HYWU_EmbeddedEncode", vae=models.autoencoder, **shared)
     condition = sheet.add("HYWU_Condition", generator=models.generator, **shared)
     adapter = sheet.add("HYWU_GenerateLoRA", generator=models.generator, condition=condition[0])
-    sheet.skip(PICTURE)
     sheet.column("Sample")
     applied = sheet.add("HYWU_ApplyLoRA", model=models.backbone, adapter=adapter[0])
     edited = sample(sheet, applied[0], encoded, models)
@@ -133,7 +131,6 @@ def save_and_reload(sheet: Sheet) -> None:
         one_prompt_per_line=True,
     )
     adapter = sheet.add("HYWU_GenerateLoRA", generator=models.generator, condition=condition[0])
-    sheet.skip(PICTURE)
     sheet.add(
         "HYWU_SaveAdapter",
         title="Save both",
@@ -214,7 +211,6 @@ def conflict(sheet: Sheet) -> None:
     encoded = sheet.add("HYWU_EmbeddedEncode", vae=models.autoencoder, **shared)
     condition = sheet.add("HYWU_Condition", generator=models.generator, **shared)
     adapter = sheet.add("HYWU_GenerateLoRA", generator=models.generator, condition=condition[0])
-    sheet.skip(PICTURE)
     sheet.column("A LoRA for each", color=GREEN)
     each = sheet.add("HYWU_ApplyLoRA", title="Its own LoRA", model=models.backbone, adapter=adapter[0])
     own = sample(sheet, each[0], encoded, models)
@@ -231,5 +227,4 @@ def conflict(sheet: Sheet) -> None:
     sheet.add("PreviewImage", title="Before, at working size", height=330, images=encoded[2])
     sheet.column("Compare", width=420)
     sheet.add("HYWU_InspectAdapter", title="The first, and the average", adapter=adapter[0], other=average[0])
-    sheet.skip(PICTURE)
     sheet.note("Opposite tasks", height=320)

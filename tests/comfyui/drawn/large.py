@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .embedded import GREEN, PICTURE
+from .embedded import GREEN
 from .sheet import Link, Node, Sheet
 
 _FACE = "https://huggingface.co"
@@ -38,9 +38,7 @@ def _adapter(sheet: Sheet, generator: str, photo: Link, words: Link) -> Node:
     sheet.column("HY-WU", color=GREEN)
     loaded = sheet.add("HYWU_LoadGenerator", generator_name=generator)
     condition = sheet.add("HYWU_Condition", generator=loaded[0], image=photo, prompt=words)
-    adapter = sheet.add("HYWU_GenerateLoRA", generator=loaded[0], condition=condition[0])
-    sheet.skip(PICTURE)
-    return adapter
+    return sheet.add("HYWU_GenerateLoRA", generator=loaded[0], condition=condition[0])
 
 
 def _finish(sheet: Sheet, samples: Node, vae: Link, picture: str, note_height: float) -> None:

@@ -18,6 +18,16 @@ SLOT = 20
 WIDGET = 24
 GAP = 28
 MUTED = 2
+# What our nodes show under their widgets after a run: lines of a report, the picture of a LoRA.
+SHOWN = {
+    "HYWU_Condition": 24,
+    "HYWU_GenerateLoRA": 300,
+    "HYWU_ApplyLoRA": 48,
+    "HYWU_SaveAdapter": 48,
+    "HYWU_LoadAdapter": 24,
+    "HYWU_CombineAdapters": 24,
+    "HYWU_InspectAdapter": 380,
+}
 NOTES = Path(__file__).with_name("notes")
 NOTE = ("#432", "#653")
 _SPACE = 20  # around the nodes of a group
@@ -128,6 +138,9 @@ class Sheet:
         rows = max(len(sockets), len(entry["outputs"]))
         areas = sum(70 for n in names if specs[n][1].get("multiline") and not isinstance(inputs.get(n), Link))
         self._place(entry, height or rows * SLOT + len(entry["widgets_values"]) * WIDGET + areas + 14)
+        if kind in SHOWN:
+            self._y += SHOWN[kind]
+            self._left = self._y - TITLE - GAP
         return Node(entry["id"], entry)
 
     def note(self, title: str, height: float) -> None:
@@ -151,11 +164,6 @@ class Sheet:
             "widgets_values": [text],
         }
         self._place(entry, height)
-
-    def skip(self, height: float) -> None:
-        """Leave a space in the column, for what a node will show after a run."""
-        self._y += height
-        self._left = self._y - TITLE - GAP
 
     def file(self, requires: str | None = None) -> dict[str, Any]:
         """The workflow file's contents; `requires` is the oldest ComfyUI it works on."""

@@ -30,6 +30,14 @@ _CELLS = """(() => {
 })()"""
 
 
+# Elements on nodes follow the graph some frames later.
+_FRAMES = """new Promise((done) => {
+  let left = 20;
+  const next = () => (left-- ? requestAnimationFrame(next) : done());
+  next();
+})"""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A module of a layer on a node's heat map: its norm, its colour there, and where in the window it is."""
@@ -99,6 +107,7 @@ class Page:
             f"(() => {{ const {{ canvas }} = window.app; canvas.ds.scale = 1; canvas.centerOnNode({node});"
             " canvas.setDirty(true, true); })()"
         )
+        self.evaluate(_FRAMES)
 
     def shows(self, kind: str) -> bool:
         """Whether a node of ours shows something."""
@@ -131,6 +140,7 @@ class Page:
 
     def screenshot(self, path: Path) -> Path:
         """The window, when the notice that a run is done is gone."""
+        self.browser.point(1200, 850)  # where nothing opens under it
         self.evaluate("new Promise(done => setTimeout(done, 6000))")
         return self.browser.screenshot(path)
 

@@ -14,7 +14,7 @@ from hywu_core.tokens import TokenLayout
 
 from .test_model import assert_same, weighted_sum
 
-EXACT = {"atol": 1e-6, "rtol": 1e-6}
+ROUNDING = {"atol": 1e-5, "rtol": 1e-5}  # of numbers of about one
 
 
 @given(st.integers(1, 300), st.integers(0, 400))
@@ -49,18 +49,19 @@ def test_any_bound_gives_the_same_adapters(trained, condition, activation_bytes,
             for _ in range(2):  # the second call finds what the first has kept
                 found = trained(one)
                 if one is condition:
-                    assert_same(found, wanted, **EXACT)
-        assert_same(found, trained(one), **EXACT)
+                    assert_same(found, wanted, **ROUNDING)
+        assert_same(found, trained(one), **ROUNDING)
 
 
 def test_the_release_layout_and_no_gains_too(spec, condition):
+    torch.manual_seed(0)
     config = GeneratorConfig(condition.dim, d_model=16, n_layers=2, n_heads=2, output_gain="none")
     generator = ParameterGenerator(config, spec, TokenLayout("flat", 8))
     torch.nn.init.normal_(generator.proj_out_B.weight)
     wanted = generator(condition)
     generator.activation_bytes = 5000
     with torch.inference_mode():
-        assert_same(generator(condition), wanted, **EXACT)
+        assert_same(generator(condition), wanted, **ROUNDING)
 
 
 def test_what_needs_no_gradient_is_computed_in_place_without_being_told(trained, condition):
@@ -69,7 +70,7 @@ def test_what_needs_no_gradient_is_computed_in_place_without_being_told(trained,
         wanted = trained(condition)
     trained.requires_grad_(False)
     assert not next(iter(trained(condition).values()))[0].requires_grad
-    assert_same(trained(condition), wanted, **EXACT)
+    assert_same(trained(condition), wanted, **ROUNDING)
     tokens = condition.tokens.clone().requires_grad_()
     weighted_sum(trained(Condition(tokens, condition.mask))).backward()
     assert bool(tokens.grad.any())
@@ -116,6 +117,6 @@ def test_compiled_parts_give_the_same_adapters(trained, condition):
     with torch.no_grad():
         wanted = trained(condition)
         compiled = trained.compile_blocks(backend="eager", fullgraph=True)(condition)
-    assert_same(compiled, wanted, **EXACT)
+    assert_same(compiled, wanted, **ROUNDING)
     weighted_sum(trained(condition)).backward()
     assert all(p.grad is not None for p in trained.parameters())

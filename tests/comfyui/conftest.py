@@ -79,6 +79,9 @@ def _server(
     ):
         shutil.copy(world / f"{name}.safetensors", server.folder("models", kind))
     server.install_pack()
+    shutil.copy(
+        Path(__file__).with_name("trouble.py"), server.folder("custom_nodes") / "hywu_test_trouble.py"
+    )
     for path, name in (
         (BACKBONE, "backbone"),
         (AUTOENCODER, "autoencoder"),

@@ -20,7 +20,6 @@ from pack.hywu_core.apply.comfy_places import find_places
 from pack.hywu_core.lora import Adapter, load_adapter
 from torch import Tensor, nn
 
-torch.set_num_threads(1)  # the models are tiny, and other tests may run beside this one
 IMAGES = 3
 SIZE = (8, 12)
 Cond = list

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 def open_comfy() -> Path:
     """Make `comfy` importable and the pack as `pack`, as a server does; returns the work folder."""
     root, work = Path(sys.argv[1]), Path(sys.argv[2])
-    sys.argv = [sys.argv[0], "--cpu", *sys.argv[3:]]
+    sys.argv = [sys.argv[0], *(sys.argv[3:] or ["--cpu"])]
     sys.path.insert(0, str(root))
     os.chdir(root)
     import comfy.options

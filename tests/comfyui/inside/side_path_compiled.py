@@ -7,7 +7,7 @@ import json
 import sys
 
 # What most servers run with; the one for the CPU counts free memory, and is compiled anew when that changes.
-sys.argv.append("--use-pytorch-cross-attention")
+sys.argv[3:] = ["--cpu", "--use-pytorch-cross-attention"]
 
 from flux import adapters, backbone, beside, gap, predict
 

@@ -183,7 +183,7 @@ def test_nothing_beyond_what_comfyui_brings_is_imported():
         (name, i)
         for name, i in foreign()
         if i.module.split(".")[0] not in INSIDE_COMFYUI | FROM_OUTSIDE.get(room_of(name), set())
-        and not (name.startswith(COMFY_SIDE) and i.module.split(".")[0] == "comfy")
+        and not (name.startswith(COMFY_SIDE) and i.module.split(".")[0] in ("comfy", "comfyui_version"))
     )
 
 

@@ -148,6 +148,11 @@ def test_its_numbers_are_one_parameter_that_can_be_moved_and_copied():
         torch.testing.assert_close([up.B for up in layer[1]], [up.B for up in before[1]])
 
 
+def test_large_values_are_finite_even_if_their_sum_is_not():
+    fused = [Part(torch.ones(1, 2, 3), torch.full((1, 4, 2), 3e38))]
+    assert packed(fused, torch.float32).is_finite()
+
+
 def test_values_that_overflow_are_noticed():
     fused = [Part(torch.ones(1, 2, 3), torch.full((1, 4, 2), 6e4), 2.0)]
     assert packed(fused, torch.float32).is_finite()

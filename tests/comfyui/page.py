@@ -102,10 +102,9 @@ class Page:
 
     def look_at(self, kind: str) -> None:
         """Move the graph so that a node of this kind is in the middle of the window, at full size."""
-        node = f"window.app.graph.nodes.find(node => node.type === '{kind}')"
         self.evaluate(
-            f"(() => {{ const {{ canvas }} = window.app; canvas.ds.scale = 1; canvas.centerOnNode({node});"
-            " canvas.setDirty(true, true); })()"
+            "(() => { const { canvas } = window.app; canvas.ds.scale = 1;"
+            f" canvas.centerOnNode({_node(kind)}); canvas.setDirty(true, true); }})()"
         )
         self.evaluate(_FRAMES)
 
@@ -145,7 +144,11 @@ class Page:
         return self.browser.screenshot(path)
 
 
+def _node(kind: str) -> str:
+    """The oldest node of a kind; their order in the graph changes when one is clicked."""
+    return f"window.app.graph.nodes.filter(n => n.type === '{kind}').sort((a, b) => a.id - b.id)[0]"
+
+
 def _widget(kind: str) -> str:
-    """The widget of our view on the first node of a kind, or undefined."""
-    node = f"window.app.graph.nodes.find(node => node.type === '{kind}')"
-    return f"{node}?.widgets?.find(widget => widget.name === 'hywu_view')"
+    """The widget of our view on a node, or undefined."""
+    return f"{_node(kind)}?.widgets?.find(widget => widget.name === 'hywu_view')"

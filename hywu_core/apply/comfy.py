@@ -164,7 +164,8 @@ def _beside(
     paths = _distinct(patcher.model, servings)
     served = [Served(_packed(one, paths, strength, dtype), one.branches) for one in servings]
     convolutions = {paths[p.module]: p.convolution for one in servings for p in one.places.values()}
-    side = SidePaths(served, convolutions)
+    # Where the model waits too; ComfyUI loads both, and counts what it loads.
+    side = SidePaths(served, convolutions).to(patcher.offload_device)
     clone = patcher.clone()
     key = f"{KEY_PREFIX}{uuid4().hex}"  # one of its own each time, so that adapters stack
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, AroundApplyModel(key, side, schedule))

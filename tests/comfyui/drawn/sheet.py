@@ -21,7 +21,7 @@ MUTED = 2
 # What our nodes show under their widgets after a run: lines of a report, the picture of a LoRA.
 SHOWN = {
     "HYWU_Condition": 24,
-    "HYWU_GenerateLoRA": 300,
+    "HYWU_GenerateLoRA": 330,
     "HYWU_ApplyLoRA": 48,
     "HYWU_SaveAdapter": 48,
     "HYWU_LoadAdapter": 24,

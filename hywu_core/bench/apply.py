@@ -80,11 +80,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def find_comfyui(named: Path | None) -> Path:
-    """A folder with a ComfyUI. Raises `HywuError` if there is none."""
+    """A folder with a ComfyUI. Raises `HywuError` if there is none, or one too old to compare with."""
     first = os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0]
     root = (named or Path(first or Path.home() / "comfy" / "ComfyUI")).expanduser().resolve()
     if not (root / "main.py").is_file():
         raise HywuError(f"There is no ComfyUI in {root}; name its folder with --comfyui.")
+    if not (
+        root / "comfy" / "weight_adapter" / "bypass.py"
+    ).is_file():  # nor does it open a FLUX of any width
+        raise HywuError(f"The ComfyUI in {root} has no LoraLoaderBypass to compare with; take a newer one.")
     return root
 
 

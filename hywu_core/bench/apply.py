@@ -22,7 +22,7 @@ from .report import megabytes, table
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
     # The smallest that shows what happens to a real model: more than 1 GB of float32 weights.
-    "1gb": {"hidden": 1024, "double_blocks": 2, "single_blocks": 13, "pixels": 256, "text_tokens": 64},
+    "1gb": {"hidden": 1024, "double_blocks": 2, "single_blocks": 13, "pixels": 512, "text_tokens": 64},
     # FLUX.1's own shape, 24 GB in bfloat16: for GPUs.
     "flux": {"hidden": 3072, "double_blocks": 19, "single_blocks": 38, "pixels": 1024, "text_tokens": 512},
     "tiny": {"hidden": 128, "double_blocks": 1, "single_blocks": 1, "pixels": 64, "text_tokens": 8},

@@ -13,7 +13,7 @@ from ..hywu_core.conditions import BackboneHiddenEncoder, Condition, hidden_cond
 from ..hywu_core.errors import HywuError
 from .backports import search_words, shown_again
 from .encoders import encoder_for
-from .sockets import CATEGORY, ConditionSocket, GeneratorSocket, LoadedGenerator, pixels
+from .sockets import CATEGORY, ConditionSocket, GeneratorSocket, LoadedGenerator, per_line_input, pixels
 
 Conditioning = Sequence[tuple[torch.Tensor, Mapping[str, Any]]]
 
@@ -60,12 +60,7 @@ class EncodeCondition(io.ComfyNode):
                     tooltip="For generators that read their backbone's own hidden states instead of images: "
                     "(batch, tokens, channels), with attention_mask if some are padding.",
                 ),
-                io.Boolean.Input(
-                    "one_prompt_per_line",
-                    default=False,
-                    optional=True,
-                    tooltip="Every line of the prompt is an instruction of its own; empty ones are left out.",
-                ),
+                per_line_input(),
                 io.Boolean.Input(
                     "download",
                     default=False,

@@ -13,7 +13,7 @@ from ..hywu_core.embedded.sizing import fit_image
 from ..hywu_core.errors import HywuError
 from .backports import search_words
 from .encoders import embedded_encoder
-from .sockets import CATEGORY, pixels
+from .sockets import CATEGORY, per_line_input, pixels
 
 
 class EmbeddedEncode(io.ComfyNode):
@@ -40,12 +40,7 @@ class EmbeddedEncode(io.ComfyNode):
                     tooltip="The same words that HY-WU Condition reads.",
                 ),
                 io.Vae.Input("vae", tooltip="Load VAE with hywu_embedded_autoencoder."),
-                io.Boolean.Input(
-                    "one_prompt_per_line",
-                    default=False,
-                    optional=True,
-                    tooltip="Every line of the prompt is an instruction of its own; empty ones are left out.",
-                ),
+                per_line_input(),
             ],
             outputs=[
                 io.Conditioning.Output(

@@ -38,27 +38,12 @@ class GenerateLoRA(io.ComfyNode):
             inputs=[
                 GeneratorSocket.Input("generator", tooltip="The one that the condition was encoded for."),
                 ConditionSocket.Input("condition", tooltip="A batch gives a LoRA for each."),
-                io.Float.Input(
+                _norm_bound(
                     "max_norm",
-                    default=0.0,
-                    min=0.0,
-                    max=1e6,
-                    step=0.1,
-                    round=0.0001,
-                    optional=True,
-                    tooltip="Bound on the norm of the whole update; a larger one is scaled down. 0: no "
+                    "Bound on the norm of the whole update; a larger one is scaled down. 0: no "
                     "bound. The node says what the norm was.",
                 ),
-                io.Float.Input(
-                    "max_norm_per_target",
-                    default=0.0,
-                    min=0.0,
-                    max=1e6,
-                    step=0.1,
-                    round=0.0001,
-                    optional=True,
-                    tooltip="Bound on the norm of each layer's update. 0: no bound.",
-                ),
+                _norm_bound("max_norm_per_target", "Bound on the norm of each layer's update. 0: no bound."),
                 io.Int.Input(
                     "max_rank",
                     default=0,
@@ -117,6 +102,12 @@ class GenerateLoRA(io.ComfyNode):
             logger.info("Generate LoRA: %s", line)
         ui = {"hywu_report": report, "hywu_heat_map": [table.payload() for table in tables]}
         return io.NodeOutput(adapter, lora_model(adapter), ui=ui)
+
+
+def _norm_bound(name: str, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(
+        name, default=0.0, min=0.0, max=1e6, step=0.1, round=0.0001, optional=True, tooltip=tooltip
+    )
 
 
 class _Progress:

@@ -8,7 +8,7 @@ import folder_paths
 from comfy_api.v0_0_2 import io
 
 from ..hywu_core.lora import load_adapter
-from ..hywu_core.lora.architectures import describe_backbone
+from ..hywu_core.lora.architectures import describe_adapter
 from .backports import search_words, shown_again
 from .sockets import CATEGORY, AdapterSocket
 
@@ -54,8 +54,7 @@ class LoadAdapter(io.ComfyNode):
     def execute(cls, adapter_name: str) -> io.NodeOutput:
         """Read the file."""
         adapter = load_adapter(_path(adapter_name))
-        report = f"{len(adapter)} targets of rank {adapter.rank}, for {describe_backbone(adapter)}"
-        return io.NodeOutput(adapter, ui={"hywu_report": [report]})
+        return io.NodeOutput(adapter, ui={"hywu_report": [describe_adapter(adapter)]})
 
 
 def _path(name: str) -> Path:

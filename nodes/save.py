@@ -10,7 +10,7 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..hywu_core.lora import Adapter, save_adapter, save_peft
-from ..hywu_core.lora.architectures import describe_backbone
+from ..hywu_core.lora.architectures import describe_adapter
 from ..hywu_core.lora.keys import resolve_format
 from ..hywu_core.lora.numbered import save_numbered
 from .backports import search_words
@@ -129,7 +129,7 @@ class SaveAdapter(io.ComfyNode):
         report = [f"Saved {name} to {where}" for name in names[:_LINES]]
         if len(names) > _LINES:
             report.append(f"and {len(names) - _LINES} more, up to {names[-1]}")
-        report.append(f"{len(adapter)} targets of rank {adapter.rank}, for {describe_backbone(adapter)}")
+        report.append(describe_adapter(adapter))
         if format == "PEFT folder":
             report.append("For PEFT and Load Adapter; ComfyUI's own loaders do not read PEFT's names")
         elif resolve_format("auto", adapter, adapter.provenance.get("key_format")) == "native":

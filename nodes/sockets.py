@@ -39,6 +39,16 @@ class LoadedGenerator:
         return fingerprint(self.generator)
 
 
+def per_line_input() -> io.Boolean.Input:
+    """The widget by which a prompt becomes a list of instructions."""
+    return io.Boolean.Input(
+        "one_prompt_per_line",
+        default=False,
+        optional=True,
+        tooltip="Every line of the prompt is an instruction of its own; empty ones are left out.",
+    )
+
+
 def pixels(image: Tensor) -> Tensor:
     """An IMAGE (B, H, W, C) in [0, 1] as (B, 3, H, W); an alpha channel is left out."""
     return image[..., :3].movedim(-1, 1)

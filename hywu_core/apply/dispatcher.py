@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import HywuError
 from .linear import low_rank_update
 
 
@@ -114,12 +113,3 @@ class Site:
 def first_argument(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """What a module was given first, by place or by name."""
     return args[0] if args else next(iter(kwargs.values()))
-
-
-def require_shares(adapters: int, rows: int) -> None:
-    """HywuError unless a batch of so many rows can be shared out among so many adapters."""
-    if rows % adapters:
-        raise HywuError(
-            f"{adapters} adapters cannot be shared out over a batch of {rows} rows; "
-            "the batch must be a multiple of the number of adapters."
-        )

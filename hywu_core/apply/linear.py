@@ -34,12 +34,17 @@ def low_rank_update(
         add_product = y_rows.addmm_ if inplace else y_rows.addmm
         return add_product(h, B[0].T, alpha=scale).view_as(y)
     rows = x.shape[0] if x.dim() > 1 else 1
+    require_shares(adapters, rows)
+    y_rows = y.reshape(adapters, -1, y.shape[-1])
+    h = x.reshape(adapters, -1, x.shape[-1]) @ A.mT
+    add_product = y_rows.baddbmm_ if inplace else y_rows.baddbmm
+    return add_product(h, B.mT, alpha=scale).view_as(y)
+
+
+def require_shares(adapters: int, rows: int) -> None:
+    """HywuError unless a batch of so many rows can be shared out among so many adapters."""
     if rows % adapters:
         raise HywuError(
             f"{adapters} adapters cannot be shared out over a batch of {rows} rows; "
             "the batch must be a multiple of the number of adapters."
         )
-    y_rows = y.reshape(adapters, -1, y.shape[-1])
-    h = x.reshape(adapters, -1, x.shape[-1]) @ A.mT
-    add_product = y_rows.baddbmm_ if inplace else y_rows.baddbmm
-    return add_product(h, B.mT, alpha=scale).view_as(y)

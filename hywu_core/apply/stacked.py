@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import HywuError
-from .dispatcher import Dispatcher, SidePath, require_shares
+from .dispatcher import Dispatcher, SidePath
+from .linear import require_shares
 
 _ROUTED = ["hidden_states", "top_k_index", "top_k_weights"]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatcher import Dispatcher, SidePath, first_argument, require_shares
+from .dispatcher import Dispatcher, SidePath, first_argument
+from .linear import require_shares
 
 
 class Turns(Dispatcher):

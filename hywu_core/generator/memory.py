@@ -15,6 +15,7 @@ import torch
 from ..lora import LoraSpec
 from ..tokens import TokenLayout, n_tokens
 from .config import GeneratorConfig
+from .quantize import part_bytes
 from .tiles import default_rows, row_bytes
 
 
@@ -107,9 +108,8 @@ def _spare(config: GeneratorConfig, size: int, quantized: str | None, device: to
     """A quantised matrix is written out, or its product counted in integers part by part (`quantize.py`)."""
     if quantized is None:
         return 0
-    part = 2**20 if device.type == "cpu" else 2**26
     written_out = max(config.d_model * config.d_hidden, 3 * config.d_model**2) * size
-    return max(written_out, 3 * part) if quantized == "int8" else written_out
+    return max(written_out, 3 * part_bytes(device)) if quantized == "int8" else written_out
 
 
 def _weights(

@@ -87,6 +87,11 @@ def integer_products(device: torch.device) -> bool:
     return False
 
 
+def part_bytes(device: torch.device) -> int:
+    """Bytes of one part of an integer product, counted in float32."""
+    return _PART_BYTES.get(device.type, _PART_BYTES_ELSEWHERE)
+
+
 class QuantizedLinear(nn.Module):
     """y = x (codes * scale)^T + bias, with codes of one byte; made by `quantize_generator`.
 
@@ -139,7 +144,7 @@ class QuantizedLinear(nn.Module):
     def _integer_product(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
         y = x.new_empty(len(rows), self.out_features)
-        n_bytes = _PART_BYTES.get(x.device.type, _PART_BYTES_ELSEWHERE)
+        n_bytes = part_bytes(x.device)
         rows_at_once = max(2 * _FEWEST_ROWS, n_bytes // (4 * (self.in_features + self.out_features)))
         # Parts of nearly one size: a short rest could be below the fewest rows.
         n_parts = -(-len(rows) // rows_at_once)

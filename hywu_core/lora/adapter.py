@@ -177,9 +177,7 @@ class Adapter(Mapping[str, Pair]):
             )
             for name in first
         }
-        shared = {
-            k: v for k, v in first.provenance.items() if all(a.provenance.get(k) == v for a in adapters)
-        }
+        shared = agreed([a.provenance for a in adapters])
         rows = [row for a in adapters for row in a.rows or ({},) * a.batch]
         return Adapter(weights, scale, shared, rows if any(rows) else ())
 
@@ -231,7 +229,7 @@ class Adapter(Mapping[str, Pair]):
                 f"missing and {len(extra)} unknown, such as {min(missing or extra)!r}."
             )
         for name, target in wanted.items():
-            dims, wanted_dims = _dims(self[name]), (target.d_in, target.d_out, target.experts)
+            dims, wanted_dims = dims_of(self[name]), (target.d_in, target.d_out, target.experts)
             if dims != wanted_dims:
                 raise HywuError(
                     f"Target {name!r} has (d_in, d_out, experts) {dims} in the adapter, but {wanted_dims} in "
@@ -239,7 +237,7 @@ class Adapter(Mapping[str, Pair]):
                 )
 
 
-def require_same_targets(first: Adapter, other: Adapter, same_rank: bool = True) -> None:
+def require_same_targets(first: Adapter, other: Adapter) -> None:
     """Raise `HywuError` unless both adapters have the same targets and, apart from the batch, shapes."""
     if first.keys() != other.keys():
         difference = first.keys() ^ other.keys()
@@ -247,10 +245,10 @@ def require_same_targets(first: Adapter, other: Adapter, same_rank: bool = True)
             f"These adapters do not belong to the same model: {len(difference)} targets are in only one of "
             f"them, such as {min(difference)!r}."
         )
-    if same_rank and first.rank != other.rank:
+    if first.rank != other.rank:
         raise HywuError(f"These adapters have different ranks, {first.rank} and {other.rank}.")
     for name in first:
-        dims, other_dims = _dims(first[name]), _dims(other[name])
+        dims, other_dims = dims_of(first[name]), dims_of(other[name])
         if dims != other_dims:
             raise HywuError(
                 f"Target {name!r} has (d_in, d_out, experts) {dims} in one adapter and {other_dims} in "
@@ -258,6 +256,12 @@ def require_same_targets(first: Adapter, other: Adapter, same_rank: bool = True)
             )
 
 
-def _dims(pair: Pair) -> tuple[int, int, int | None]:
+def dims_of(pair: Pair) -> tuple[int, int, int | None]:
+    """(d_in, d_out, experts) of a target."""
     A, B = pair
     return A.shape[-1], B.shape[-2], A.shape[1] if A.dim() == 4 else None
+
+
+def agreed(told: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The entries that all of several origins have in common."""
+    return {k: v for k, v in told[0].items() if all(other.get(k) == v for other in told)}

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import HywuError
-from .adapter import Adapter, Pair
+from .adapter import Adapter, Pair, agreed, dims_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,11 +165,6 @@ def join(adapters: Sequence[Adapter]) -> Adapter:
     return Adapter.stack(joined)
 
 
-def agreed(told: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """The entries that all of several origins have in common."""
-    return {k: v for k, v in told[0].items() if all(other.get(k) == v for other in told)}
-
-
 def _row(adapter: Adapter, i: int) -> Mapping[str, str]:
     """What is known of adapter i, or of the only one."""
     return adapter.rows[i if adapter.batch > 1 else 0] if adapter.rows else {}
@@ -181,20 +176,14 @@ def _by_target(adapters: Sequence[Adapter]) -> dict[str, list[int]]:
     for i, adapter in enumerate(adapters):
         for name, pair in adapter.items():
             known = owners.setdefault(name, [])
-            if known and _dims(pair) != _dims(adapters[known[0]][name]):
-                shapes = f"{_dims(adapters[known[0]][name])} in one and {_dims(pair)} in the other"
+            if known and dims_of(pair) != dims_of(adapters[known[0]][name]):
+                shapes = f"{dims_of(adapters[known[0]][name])} in one and {dims_of(pair)} in the other"
                 raise HywuError(
                     f"These adapters do not belong to the same model: target {name!r} has (d_in, d_out, "
                     f"experts) {shapes}."
                 )
             known.append(i)
     return owners
-
-
-def _dims(pair: Pair) -> tuple[int, int, int | None]:
-    """(d_in, d_out, experts) of a target."""
-    A, B = pair
-    return A.shape[-1], B.shape[-2], A.shape[1] if A.dim() == 4 else None
 
 
 def _common_batch(adapters: Sequence[Adapter]) -> int:

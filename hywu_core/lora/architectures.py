@@ -223,6 +223,11 @@ def architecture_for(targets: Iterable[str], base: str = "") -> Architecture | N
     return named[0] if len(named) == 1 else None
 
 
+def describe_adapter(adapter: Adapter) -> str:
+    """How large an adapter is and what it was made for, in a line for people."""
+    return f"{len(adapter)} targets of rank {adapter.rank}, for {describe_backbone(adapter)}"
+
+
 def describe_backbone(adapter: Adapter) -> str:
     """What an adapter was made for, for people: its backbone's id, else its architecture's name."""
     base = adapter.provenance.get("base")

@@ -108,21 +108,26 @@ class HywuTask(Task):
             device=device,
         )
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[EditBatch, TextFeatures]:
-        """B exact edits and a wording of each, for `size` = B * R rows of the backbone."""
-        edits = self.world.pool.sample(max(1, size // self.config.noise_levels), generator, self._weights)
-        return edits, self.world.prompts.sample(edits.operation, generator)
+    def batch(self, size: int, generator: torch.Generator, index: int) -> tuple[EditBatch, TextFeatures]:
+        """Exact edits and a wording of each, this team's of the B, for `size` = B * R rows of the backbone."""
+        conditions = max(1, size // self.config.noise_levels)
+        edits = self.world.pool.sample(conditions, generator, self._weights)
+        text = self.world.prompts.sample(edits.operation, generator)
+        own = self.share.conditions.rows(conditions)
+        return edits[own], TextFeatures(*(x[own] for x in text))
 
     def loss(self, batch: tuple[EditBatch, TextFeatures], generator: torch.Generator) -> Tensor:
         """Flow matching through the LoRA written for each edit, at R noise levels."""
         edits, text = batch
-        repeats = self.config.noise_levels
         adapter = self._write(embedded_condition(edits.source, text))
-        source, target = (x.repeat_interleave(repeats, 0) for x in (edits.source, edits.target))
-        rows = TextFeatures(*(x.repeat_interleave(repeats, 0) for x in (text.tokens, text.mask, text.pooled)))
-        with self._adapted(adapter):
+        adapters, rows = self.share.pairs(len(edits), self.config.noise_levels)
+        edits, text = edits[rows], TextFeatures(*(x[rows] for x in text))
+        with self._adapted(adapter.select(adapters)):
             return flow_matching_loss(
-                lambda x, time: self._velocity(x, time, source, rows), target, generator
+                lambda x, time: self._velocity(x, time, edits.source, text),
+                edits.target,
+                generator,
+                self.share,
             )
 
     @contextmanager

@@ -40,16 +40,21 @@ class BackboneTask(Task):
         self.world = EmbeddedWorld(BASE_OPERATIONS, world, device, seed)
         self._velocity = torch.compile(self.module) if compiled else self.module
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[EditBatch, TextFeatures]:
-        """Exact edits and a wording of each."""
+    def batch(self, size: int, generator: torch.Generator, index: int) -> tuple[EditBatch, TextFeatures]:
+        """Exact edits and a wording of each, this process's rows of them."""
         edits = self.world.pool.sample(size, generator)
-        return edits, self.world.prompts.sample(edits.operation, generator)
+        text = self.world.prompts.sample(edits.operation, generator)
+        rows = self.share.rows(size)
+        return edits[rows], TextFeatures(*(x[rows] for x in text))
 
     def loss(self, batch: tuple[EditBatch, TextFeatures], generator: torch.Generator) -> Tensor:
         """Mean squared velocity error."""
         edits, text = batch
         return flow_matching_loss(
-            lambda x, time: self._velocity(x, time, edits.source, text), edits.target, generator
+            lambda x, time: self._velocity(x, time, edits.source, text),
+            edits.target,
+            generator,
+            self.share,
         )
 
     def finish(self, out: Path) -> str:

@@ -1,25 +1,22 @@
-"""Recipes `embedded_generator`, `embedded_demo`: HY-WU on the frozen backbone, by the diffusion loss alone.
+"""Recipes `embedded_generator`, `embedded_demo`: HY-WU on the frozen embedded backbone.
 
-Shapes: B conditions, R noise levels of each, Z latent channels, h x w latents.
+Shapes: C conditions, Z latent channels, h x w latents.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..apply import Attachment, attach
 from ..backbones.embedded import EmbeddedBackbone
 from ..conditions import Condition
 from ..conditions.embedded import CONDITION_DIM, EmbeddedConditionEncoder, embedded_condition
-from ..data.latents import EditBatch
 from ..data.photo_ops import OPS
 from ..embedded import BACKBONE
 from ..embedded.sizing import WORKING_AREA
@@ -28,9 +25,8 @@ from ..errors import HywuError
 from ..generator import GeneratorConfig, ParameterGenerator, load_generator
 from ..lora import Adapter, LoraSpec
 from ..pipeline import HywuPipeline
-from .adaptation import Generated, export, make_adaptation, require_adaptation
-from .loop import Task
-from .objective import flow_matching_loss, update_power
+from .adaptation import export, make_adaptation, require_adaptation
+from .adapting import AdaptingTask, Edits
 from .verdict import save_before_after, sentence
 from .warm_start import warm_start
 from .world import EditCase, EmbeddedWorld, Judged, WorldConfig, held_out_cases, judge
@@ -84,8 +80,20 @@ class HywuTrainingConfig:
         )
 
 
-class HywuTask(Task):
-    """Only the adaptation moves, by default a generator; gradients reach it through its LoRA (paper 3.6)."""
+@dataclass(frozen=True)
+class EmbeddedInputs:
+    """What the embedded backbone reads besides the noisy latents."""
+
+    source: Tensor  # (C, Z, h, w)
+    text: TextFeatures
+
+    def rows(self, which: Sequence[int]) -> EmbeddedInputs:
+        """Those of some rows."""
+        return EmbeddedInputs(self.source[which], self.text.rows(which))
+
+
+class HywuTask(AdaptingTask):
+    """A generator, or a baseline, learns exact edits of photographs on the embedded backbone."""
 
     file_name = "hywu_embedded_generator.safetensors"
 
@@ -99,84 +107,49 @@ class HywuTask(Task):
         init: str | Path | None = None,
         compiled: bool = False,
     ) -> None:
-        """`init` is a generator file to start from; by default the generator starts at zero effect.
-
-        `compiled` runs generator and backbone through torch.compile.
-        """
-        self.name, self.config = name, config
+        """`init` is a generator file to start from; by default the generator starts at zero effect."""
+        self.config = config
         self.backbone = EmbeddedBackbone.load(device=device)
         transformer = self.backbone.transformer
         spec = LoraSpec.from_module(transformer, rank=config.rank, alpha=config.rank)
         torch.manual_seed(seed)
-        self.adaptation = make_adaptation(
+        adaptation = make_adaptation(
             config.adaptation, transformer, spec, config.generator(CONDITION_DIM), len(config.operations)
         )
-        self.module = self.adaptation.module
         if init is not None:
             if config.adaptation != "hywu":
                 raise HywuError(f"init is a generator to start from; {config.adaptation} trains none.")
-            warm_start(self.module, init)
-        self._compiled = compiled
-        if compiled and isinstance(self.adaptation, Generated):
-            self.adaptation.write = torch.compile(self.module)
-        self._velocity = torch.compile(self.backbone) if compiled else self.backbone
-        self._attachment: Attachment | None = None
+            warm_start(adaptation.module, init)
+        super().__init__(
+            name, transformer, adaptation, config.noise_levels, config.strength_penalty, compiled
+        )
+        self._run = torch.compile(self.backbone) if compiled else self.backbone
         self.world = EmbeddedWorld(config.operations, world, device, seed)
         self._weights = torch.tensor(
             [config.base_share if OPS[name].split == "base" else 1.0 for name in config.operations],
             device=device,
         )
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[EditBatch, TextFeatures]:
-        """B exact edits and a wording of each, for `size` = B * R rows of the backbone."""
-        edits = self.world.pool.sample(max(1, size // self.config.noise_levels), generator, self._weights)
+    def batch(self, size: int, generator: torch.Generator, index: int) -> Edits:
+        """This team's share of the exact edits, and a wording of each, for `size` rows of the backbone."""
+        n = self.conditions(size)
+        edits = self.world.pool.sample(n, generator, self._weights)
         text = self.world.prompts.sample(edits.operation, generator)
-        if not self.config.prompt_dropout:
-            return edits, text
-        draw = torch.rand(len(edits.operation), generator=generator, device=generator.device)
-        return edits, text.without(draw < self.config.prompt_dropout)
+        if self.config.prompt_dropout:
+            draw = torch.rand(n, generator=generator, device=generator.device)
+            text = text.without(draw < self.config.prompt_dropout)
+        own = self.share.conditions.rows(n)
+        edits, text = edits[own], text.rows(own)
+        condition = embedded_condition(edits.source, text)
+        return Edits(condition, edits.operation, edits.target, EmbeddedInputs(edits.source, text))
 
-    def loss(self, batch: tuple[EditBatch, TextFeatures], generator: torch.Generator) -> Tensor:
-        """Flow matching through the LoRA made for each edit, at R noise levels."""
-        edits, text = batch
-        repeats = self.config.noise_levels
-        adapter = self.adaptation.adapter(embedded_condition(edits.source, text), edits.operation)
-        source, target = (x.repeat_interleave(repeats, 0) for x in (edits.source, edits.target))
-        rows = TextFeatures(*(x.repeat_interleave(repeats, 0) for x in (text.tokens, text.mask, text.pooled)))
-        with self._adapted(adapter):
-            loss = flow_matching_loss(
-                lambda x, time: self._velocity(x, time, source, rows), target, generator
-            )
-        return loss if adapter is None else self._held_down(loss, adapter)
-
-    def _held_down(self, loss: Tensor, adapter: Adapter) -> Tensor:
-        """The loss with what `strength_penalty` adds."""
-        if not self.config.strength_penalty:
-            return loss
-        power = update_power(adapter)
-        self.scalars = {"flow_loss": loss.detach(), "update_power": power.detach()}
-        return loss + self.config.strength_penalty * power
-
-    @contextmanager
-    def _adapted(self, adapter: Adapter | None) -> Iterator[None]:
-        """The backbone with this adapter; compiled, one attachment stands and only its tensors change."""
-        if adapter is None:
-            yield
-            return
-        if not self._compiled:
-            with attach(self.backbone.transformer, adapter):
-                yield
-            return
-        if self._attachment is None:
-            self._attachment = attach(self.backbone.transformer, adapter)
-        else:
-            self._attachment.swap(adapter)
-        yield
+    def velocity(self, x: Tensor, time: Tensor, inputs: EmbeddedInputs) -> Tensor:
+        """The embedded FLUX."""
+        return self._run(x, time, inputs.source, inputs.text)
 
     def finish(self, out: Path) -> str:
         """Write what was learned; compare with the frozen base on held-out photographs."""
-        if self._attachment is not None:
-            self._attachment.remove()
+        self.release()
         (path, *_) = self.save(out)
         device = next(self.module.parameters()).device
         # Measured is what was written, rounding included.

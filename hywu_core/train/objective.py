@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..lora import Adapter
 from ..lora.algebra import square_norms
+from .share import Share
 
 UNIFORM_SHARE = 0.5  # of the times; the rest is logit-normal(0, 1), denser in the middle
 
@@ -30,11 +31,20 @@ def sample_times(n: int, generator: torch.Generator) -> Tensor:
 
 
 def flow_matching_loss(
-    velocity: Callable[[Tensor, Tensor], Tensor], target: Tensor, generator: torch.Generator
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    target: Tensor,
+    generator: torch.Generator,
+    share: Share | None = None,
 ) -> Tensor:
-    """Mean squared error of `velocity(x_t, t)` at random times, for clean latents `target` (B, Z, h, w)."""
-    time = sample_times(len(target), generator)
-    noise = torch.randn(target.shape, generator=generator, device=target.device)
+    """Mean squared error of `velocity(x_t, t)` at random times, for clean latents `target` (B, Z, h, w).
+
+    share: `target` is this share's rows of a larger batch, for all of which times and noise are drawn.
+    """
+    share = share or Share()
+    whole = len(target) * share.world
+    rows = share.rows(whole)
+    time = sample_times(whole, generator)[rows]
+    noise = torch.randn((whole, *target.shape[1:]), generator=generator, device=target.device)[rows]
     t = time.view(-1, 1, 1, 1)
     predicted = velocity((1 - t) * target + t * noise, time)
     return F.mse_loss(predicted.float(), noise - target)

@@ -66,7 +66,7 @@ class TextFeatures(NamedTuple):
             self.tokens * said[:, None, None], self.mask & said[:, None], self.pooled * said[:, None]
         )
 
-    def rows(self, which: Tensor | slice) -> TextFeatures:
+    def rows(self, which: list[int] | slice) -> TextFeatures:
         """Those of some rows."""
         return TextFeatures(self.tokens[which], self.mask[which], self.pooled[which])
 

@@ -7,7 +7,6 @@ h x w latents.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +24,7 @@ from .objective import flow_matching_loss, update_power
 class Inputs(Protocol):
     """What a backbone reads besides the noisy latents: references, text; a batch of it."""
 
-    def rows(self, which: Sequence[int]) -> Inputs:
+    def __getitem__(self, rows: list[int]) -> Inputs:
         """Those of some rows, in this order."""
         ...
 
@@ -81,7 +80,7 @@ class AdaptingTask(Task):
         if adapter is not None and adapter.batch == len(batch.target):
             adapter = adapter.select(adapters)
         self._adapt(adapter)
-        inputs = batch.inputs.rows(rows)
+        inputs = batch.inputs[rows]
         loss = flow_matching_loss(
             lambda x, time: self.velocity(x, time, inputs), batch.target[rows], generator, self.share
         )

@@ -87,9 +87,9 @@ class EmbeddedInputs:
     source: Tensor  # (C, Z, h, w)
     text: TextFeatures
 
-    def rows(self, which: Sequence[int]) -> EmbeddedInputs:
+    def __getitem__(self, rows: list[int]) -> EmbeddedInputs:
         """Those of some rows."""
-        return EmbeddedInputs(self.source[which], self.text.rows(which))
+        return EmbeddedInputs(self.source[rows], self.text.rows(rows))
 
 
 class HywuTask(AdaptingTask):

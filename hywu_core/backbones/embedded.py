@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ..embedded import BACKBONE
 from ..embedded.text import TextFeatures
 from ..errors import HywuError
 from ..storage import open_safetensors, write_safetensors
+from .packing import PATCH, patchify, position_ids, unpatchify
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
-PATCH = 2
 _REFERENCE_INDEX = 1
 CONFIG_KEY = "hywu.backbone_config"
 
@@ -61,26 +60,6 @@ class EmbeddedBackboneConfig:
             guidance_embeds=False,
             axes_dims_rope=(16, 56, 56),
         )
-
-
-def patchify(latents: Tensor) -> Tensor:
-    """Latents (B, Z, h, w) to tokens (B, N, 4Z)."""
-    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH)
-
-
-def unpatchify(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Tokens (B, N, 4Z) back to latents (B, Z, height, width)."""
-    return rearrange(
-        tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height // PATCH, w=width // PATCH, p=PATCH, q=PATCH
-    )
-
-
-def position_ids(index: int, height: int, width: int, device: torch.device) -> Tensor:
-    """RoPE indices (N, 3) of a latent image: (index, row, column) of every token."""
-    rows = torch.arange(height // PATCH, device=device)
-    columns = torch.arange(width // PATCH, device=device)
-    row, column = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack([torch.full_like(row, index), row, column], dim=-1).reshape(-1, 3)
 
 
 class EmbeddedBackbone(nn.Module):

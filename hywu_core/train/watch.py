@@ -40,7 +40,7 @@ class RunWatch:
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(out / TENSORBOARD), purge_step=first_step or None)
+            self._board = SummaryWriter(str(out / TENSORBOARD), purge_step=first_step + 1)
 
     def on_step(self, report: StepReport) -> None:
         """Note a step."""

@@ -109,7 +109,7 @@ class HywuTask(Task):
         )
 
     def batch(self, size: int, generator: torch.Generator, index: int) -> tuple[EditBatch, TextFeatures]:
-        """Exact edits and a wording of each, this team's of the B, for `size` = B * R rows of the backbone."""
+        """This team's of B exact edits and a wording of each, for `size` = B * R rows of the backbone."""
         conditions = max(1, size // self.config.noise_levels)
         edits = self.world.pool.sample(conditions, generator, self._weights)
         text = self.world.prompts.sample(edits.operation, generator)

@@ -1,4 +1,4 @@
-"""What a step came to, read back from the device some steps at a time: a GPU does not wait for each number."""
+"""What a step came to, read back some steps at a time: a GPU need not wait for each number."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ INSIDE_COMFYUI = {"torch", "safetensors", "transformers", "tokenizers", "einops"
 # What some rooms may import beyond that; a bare ComfyUI never opens them (nodes it does, in its own company).
 FROM_OUTSIDE = {
     "data": {"pyarrow", "tomli", "yaml"},
-    "backbones": {"diffusers"},
-    "train": {"diffusers", "tqdm", "matplotlib", "sentencepiece", "wordfreq"},
+    "backbones": {"diffusers", "huggingface_hub", "torchao"},
+    "train": {"diffusers", "tqdm", "matplotlib", "sentencepiece", "wordfreq", "torchao"},
     "studies": {"tqdm", "matplotlib", "scipy"},
     "edit": {"tqdm"},
     "study": {"tqdm"},

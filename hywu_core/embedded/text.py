@@ -59,6 +59,17 @@ class TextFeatures(NamedTuple):
     mask: Tensor
     pooled: Tensor
 
+    def without(self, rows: Tensor) -> TextFeatures:
+        """The same, with nothing said in the rows (B,) that are True: for prompt dropout."""
+        said = ~rows
+        return TextFeatures(
+            self.tokens * said[:, None, None], self.mask & said[:, None], self.pooled * said[:, None]
+        )
+
+    def rows(self, which: list[int] | slice) -> TextFeatures:
+        """Those of some rows."""
+        return TextFeatures(self.tokens[which], self.mask[which], self.pooled[which])
+
 
 class _NgramBranch(nn.Module):
     """Two residual convolutions over windows of `order` pieces."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..cli import BAD_INPUT, INTERRUPTED, check_folder, command, require
+from ..cli import INTERRUPTED, check_folder, command, require
 from ..errors import HywuError
 from ..storage import atomic_path
 from . import recipes
@@ -19,8 +19,8 @@ from .check_data import add_arguments, check_data, refuse_stray
 from .checkpoint_files import describe, newest
 from .config import TrainConfig
 from .loop import Task, train
-from .parallel import Parallel, ParallelConfig
-from .processes import AgreedError, first_process
+from .parallel import Parallel, ParallelConfig, add_parallel_arguments, parallel_config
+from .processes import one_speaks
 from .progress import save_loss_curve
 
 
@@ -40,17 +40,19 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--lr", help="peak learning rate")
     parse.add_argument("--seed", help="seed of initialisation, data and noise")
     parse.add_argument("--device", help="cpu, cuda, mps, ...")
+    parse.add_argument("--adaptation", help="what learns: hywu, shared_lora, single_lora or sft")
     parse.add_argument("--precision", help="fp32, tf32 or bf16 (autocast)")
     parse.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting of the recipe"
     )
+    add_parallel_arguments(parse)
     add_arguments(parse)
     return parse
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, str]:
     """The settings named on the command line."""
-    named = ("steps", "batch_size", "lr", "seed", "device", "precision")
+    named = ("steps", "batch_size", "lr", "seed", "device", "precision", "adaptation")
     given = {name: value for name in named if (value := getattr(arguments, name)) is not None}
     for assignment in arguments.set:
         name, equals, value = assignment.partition("=")
@@ -69,6 +71,7 @@ class Plan:
     settings: recipes.Settings
     out: Path
     resume: bool
+    parallel: ParallelConfig  # not part of what the run is: it can be continued in another arrangement
 
     def describe(self) -> dict[str, object]:
         """Plain data with which the same run can be made again."""
@@ -104,7 +107,7 @@ def _fresh(arguments: argparse.Namespace) -> Plan:
                 f"{out} holds an unfinished run, at step {done} of {steps}: continue it with --resume {out}, "
                 "or name another folder with --out."
             )
-    return Plan(chosen, config, settings, out, resume=False)
+    return Plan(chosen, config, settings, out, False, parallel_config(arguments))
 
 
 def _resumed(arguments: argparse.Namespace) -> Plan:
@@ -118,7 +121,7 @@ def _resumed(arguments: argparse.Namespace) -> Plan:
         raise HywuError(f"{out} is a run of '{run['recipe']}', not of '{arguments.recipe}'.")
     chosen = recipes.recipe(run["recipe"])
     config, settings = recipes.configure(chosen, {**run["config"], **run["settings"]})
-    return Plan(chosen, config, settings, out, resume=True)
+    return Plan(chosen, config, settings, out, True, parallel_config(arguments))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,15 +130,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.check_data is not None:
         return check_data(arguments)
     refuse_stray(arguments)
-    try:
-        planned = plan(arguments)
-        require("diffusers", "matplotlib")
+    with one_speaks():
+        with one_speaks(HywuError):  # every process reads the same command line
+            planned = plan(arguments)
+            require("diffusers", "matplotlib")
         with Parallel.joined(planned.parallel, planned.config.device) as parallel:
             return _run(planned, parallel)
-    except (AgreedError, KeyboardInterrupt) as error:
-        if first_process():
-            raise
-        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else BAD_INPUT
 
 
 def _run(planned: Plan, parallel: Parallel) -> int:

@@ -14,7 +14,6 @@ from ..data.photo_ops import OPS
 from ..embedded.text import TextFeatures
 from ..images import save_sheet
 from ..pipeline import HywuPipeline
-from ..storage import write_safetensors
 from .loop import Task
 from .objective import flow_matching_loss
 from .world import EmbeddedWorld, WorldConfig, held_out_cases, judge
@@ -60,12 +59,8 @@ class BackboneTask(Task):
 
     def finish(self, out: Path) -> str:
         """Write the file that "Load Diffusion Model" opens; measure the base operations, held out."""
-        tensors = {
-            name: tensor.detach().to(torch.float16).contiguous()
-            for name, tensor in self.module.transformer.state_dict().items()
-        }
         path = out / self.file_name
-        write_safetensors(path, tensors, self.module.file_metadata())
+        self.module.save(path)
         device = next(self.module.parameters()).device
         stored = EmbeddedBackbone.load(path, device)  # measure what was written, rounding included
         pipeline = HywuPipeline(stored, self.world.autoencoder, self.world.text_encoder, None)

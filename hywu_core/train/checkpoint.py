@@ -63,7 +63,7 @@ class TrainState:
             return
         step, folder, writing = self._writing
         self._writing = None
-        files.wait(writing, folder)
+        files.wait(writing, folder, step)
         self.saved = step
 
     def abandon(self) -> None:
@@ -135,7 +135,7 @@ class TrainState:
         yield "losses", torch.tensor(self.losses, dtype=torch.float64)
 
     def _slots(self, path: Path) -> dict[str, dict[str, Tensor]]:
-        """Room for what the optimiser of a checkpoint keeps of each of our parameters, sharded as they are."""
+        """Room for what a checkpoint's optimiser keeps of each of our parameters, sharded as they are."""
         parameters = self._trained()
         slots: dict[str, dict[str, Tensor]] = {}
         for full, meta in files.stored(path).items():

@@ -94,18 +94,18 @@ def write(
     from torch.distributed.checkpoint import async_save
 
     writer = _writer(folder, step, run)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a single process is a single process
-        return async_save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
+    _expect_one_process()
+    return async_save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
 
 
-def wait(writing: Future, folder: Path) -> None:
-    """Wait for a checkpoint; HywuError where it could not be written."""
+def wait(writing: Future, folder: Path, step: int) -> None:
+    """Wait for a checkpoint; HywuError where it could not be written, and then nothing is left of it."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         writing.result()
     except CheckpointException as error:
+        _remove(_hidden(folder, step))
         reason = next(iter(error.failures.values()))[0]
         raise AgreedError(f"Could not write a checkpoint into {folder}: {reason}.") from error
     except (OSError, RuntimeError) as error:
@@ -125,9 +125,8 @@ def read(path: Path, into: Mapping[str, Tensor], group: ProcessGroup | None) -> 
     """Fill tensors, sharded in whatever way, with those of a checkpoint, in place."""
     from torch.distributed.checkpoint import load
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        load(dict(into), storage_reader=_reader(path), process_group=group, no_dist=group is None)
+    _expect_one_process()
+    load(dict(into), storage_reader=_reader(path), process_group=group, no_dist=group is None)
 
 
 def read_all(path: Path) -> dict[str, Tensor]:
@@ -148,7 +147,7 @@ def _writer(folder: Path, step: int, run: Mapping[str, object]) -> Any:
     _require_storage()
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
-    hidden = folder / f".{PREFIX}{step}.tmp"
+    hidden = _hidden(folder, step)
 
     class Writer(HuggingFaceStorageWriter):
         """Gives the folder its name when every process has written."""
@@ -158,6 +157,10 @@ def _writer(folder: Path, step: int, run: Mapping[str, object]) -> Any:
             _publish(hidden, folder / f"{PREFIX}{step}", step, run)
 
     return Writer(str(hidden), save_distributed=True)
+
+
+def _hidden(folder: Path, step: int) -> Path:
+    return folder / f".{PREFIX}{step}.tmp"
 
 
 def _publish(hidden: Path, path: Path, step: int, run: Mapping[str, object]) -> None:
@@ -180,6 +183,11 @@ def _remove(path: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
         os.rename(path, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _expect_one_process() -> None:
+    """Let torch not warn, in whatever thread, that a single process is a single process."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
 def _require_storage() -> None:

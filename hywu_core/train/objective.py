@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..lora import Adapter
+from ..lora.algebra import square_norms
 from .share import Share
 
 UNIFORM_SHARE = 0.5  # of the times; the rest is logit-normal(0, 1), denser in the middle
@@ -46,3 +48,13 @@ def flow_matching_loss(
     t = time.view(-1, 1, 1, 1)
     predicted = velocity((1 - t) * target + t * noise, time)
     return F.mse_loss(predicted.float(), noise - target)
+
+
+def update_power(adapter: Adapter) -> Tensor:
+    """How strongly an adapter acts: what `strength_penalty` holds down (paper R6). A scalar, differentiable.
+
+    The mean square of what the update adds to a target's output for inputs of unit variance, averaged over
+    adapters and targets: ||scale * B A||^2 / d_out.
+    """
+    squares = square_norms(adapter)
+    return torch.stack([squares[name].mean() / B.shape[-2] for name, (_, B) in adapter.items()]).mean()

@@ -41,7 +41,7 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 
 def update(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
-    """One optimiser step, the same whenever it is taken again from the same state: `step` seeds its rounding."""
+    """One optimiser step, the same whenever it is taken from the same state: `step` seeds its rounding."""
     rate = config.learning_rate(step)
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):

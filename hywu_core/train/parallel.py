@@ -8,6 +8,7 @@ and its gradients are averaged.
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,8 @@ from ..generator.model import KEEP_START_BYTES
 from ..generator.sequence import WHOLE
 from .processes import AgreedError, Processes
 from .sequence import DividedSequence
-from .share import Share
 from .sharding import blocks, recompute, shard, unshard
+from .share import Share
 
 if TYPE_CHECKING:
     from .config import TrainConfig
@@ -72,6 +73,33 @@ class ParallelConfig:
                 f"cannot be {world} process{'es' if world > 1 else ''}; their product must be."
             )
         return replace(self, shard=shard)
+
+
+def add_parallel_arguments(parse: argparse.ArgumentParser) -> None:
+    """The arrangement on the command line; a resumed run may have another."""
+    group = parse.add_argument_group("many processes", "under torchrun, one for each GPU")
+    group.add_argument("--replicate", type=int, default=1, help="copies of all weights")
+    group.add_argument(
+        "--shard", type=int, default=0, help="processes that share them out (default: the rest)"
+    )
+    group.add_argument("--sequence", type=int, default=1, help="processes that write adapters together")
+    group.add_argument("--ulysses", action="store_true", help="they also read images together")
+    group.add_argument("--recompute", action="store_true", help="recompute activations, block by block")
+    group.add_argument(
+        "--compile-blocks", action="store_true", help="compile generator and backbone by blocks"
+    )
+
+
+def parallel_config(arguments: argparse.Namespace) -> ParallelConfig:
+    """What `add_parallel_arguments` reads."""
+    return ParallelConfig(
+        arguments.replicate,
+        arguments.shard,
+        arguments.sequence,
+        arguments.ulysses,
+        arguments.recompute,
+        arguments.compile_blocks,
+    )
 
 
 class Parallel(Processes):

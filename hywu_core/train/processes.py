@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..cli import BAD_INPUT, INTERRUPTED
 from ..errors import HywuError
 
 if TYPE_CHECKING:
@@ -17,6 +20,20 @@ if TYPE_CHECKING:
 
 class AgreedError(HywuError):
     """An error that all processes raise at the same place: it is enough that the first one says so."""
+
+
+@contextmanager
+def one_speaks(*agreed: type[HywuError]) -> Iterator[None]:
+    """Of an error that every process has, or of Ctrl-C, only the first process makes anything to be read.
+
+    agreed: errors that are meant, beside `AgreedError`. The others end silently, with the same exit code.
+    """
+    try:
+        yield
+    except (AgreedError, KeyboardInterrupt, *agreed) as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            raise
+        raise SystemExit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else BAD_INPUT) from error
 
 
 class Processes:

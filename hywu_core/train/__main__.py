@@ -16,9 +16,11 @@ from ..errors import HywuError
 from ..storage import atomic_path
 from . import recipes
 from .check_data import add_arguments, check_data, refuse_stray
-from .checkpoint import FILE_NAME, read_checkpoint
+from .checkpoint_files import describe, newest
 from .config import TrainConfig
 from .loop import Task, train
+from .parallel import Parallel, ParallelConfig, add_parallel_arguments, parallel_config
+from .processes import one_speaks
 from .progress import save_loss_curve
 
 
@@ -43,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting of the recipe"
     )
+    add_parallel_arguments(parse)
     add_arguments(parse)
     return parse
 
@@ -68,6 +71,7 @@ class Plan:
     settings: recipes.Settings
     out: Path
     resume: bool
+    parallel: ParallelConfig  # not part of what the run is: it can be continued in another arrangement
 
     def describe(self) -> dict[str, object]:
         """Plain data with which the same run can be made again."""
@@ -95,15 +99,15 @@ def _fresh(arguments: argparse.Namespace) -> Plan:
     config, settings = recipes.configure(chosen, overrides(arguments))
     out = arguments.out or Path("runs") / chosen.name
     check_folder(out)
-    if (out / FILE_NAME).is_file():
-        tensors, run = read_checkpoint(out)
-        done, steps = len(tensors["losses"]), run["config"]["steps"]
+    if newest(out) is not None:
+        found = describe(out)
+        done, steps = found.step, found.run["config"]["steps"]
         if done < steps:
             raise HywuError(
                 f"{out} holds an unfinished run, at step {done} of {steps}: continue it with --resume {out}, "
                 "or name another folder with --out."
             )
-    return Plan(chosen, config, settings, out, resume=False)
+    return Plan(chosen, config, settings, out, False, parallel_config(arguments))
 
 
 def _resumed(arguments: argparse.Namespace) -> Plan:
@@ -112,12 +116,12 @@ def _resumed(arguments: argparse.Namespace) -> Plan:
         raise HywuError(f"--resume continues in {out}; leave out --out {arguments.out}.")
     if given := overrides(arguments):
         raise HywuError(f"A resumed run keeps its settings; leave out {', '.join(sorted(given))}.")
-    _, run = read_checkpoint(out)
+    run = describe(out).run
     if arguments.recipe not in (None, run["recipe"]):
         raise HywuError(f"{out} is a run of '{run['recipe']}', not of '{arguments.recipe}'.")
     chosen = recipes.recipe(run["recipe"])
     config, settings = recipes.configure(chosen, {**run["config"], **run["settings"]})
-    return Plan(chosen, config, settings, out, resume=True)
+    return Plan(chosen, config, settings, out, True, parallel_config(arguments))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -126,19 +130,30 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.check_data is not None:
         return check_data(arguments)
     refuse_stray(arguments)
-    planned = plan(arguments)
-    require("diffusers", "matplotlib")
+    with one_speaks():
+        with one_speaks(HywuError):  # every process reads the same command line
+            planned = plan(arguments)
+            require("diffusers", "matplotlib")
+        with Parallel.joined(planned.parallel, planned.config.device) as parallel:
+            return _run(planned, parallel)
+
+
+def _run(planned: Plan, parallel: Parallel) -> int:
     config, out, run = planned.config, planned.out, planned.describe()
     task = planned.build()  # the long preparation of the data comes before anything is written
-    out.mkdir(parents=True, exist_ok=True)
-    _write_text(out / "run.json", json.dumps(run, indent=2))
+    if parallel.main:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_text(out / "run.json", json.dumps(run, indent=2))
+    parallel.barrier()
     try:
-        losses = train(task, config, out, run, planned.resume)
+        losses = train(task, config, out, run, planned.resume, parallel)
+        if not parallel.main:
+            return 0
         title = f"{planned.recipe.name}, {config.steps} steps of {config.batch_size}"
         save_loss_curve(losses, out / "loss.png", title)
         sentence = task.finish(out)
     except KeyboardInterrupt:
-        if not (out / FILE_NAME).is_file():
+        if newest(out) is None or not parallel.main:
             raise
         print(f"Stopped. Continue with: python -m hywu_core.train --resume {out}", file=sys.stderr)  # noqa: T201
         return INTERRUPTED

@@ -47,6 +47,8 @@ class TrainConfig:
             raise HywuError(f"ema is {self.ema}; it must be at least 0 (no average) and less than 1.")
         if self.weights not in ("fp32", "bf16"):
             raise HywuError(f"weights is '{self.weights}'; choose fp32 or bf16.")
+        if self.weights == "bf16" and self.precision != "bf16":
+            raise HywuError(f"Weights kept in bf16 need the precision bf16, not {self.precision}.")
         if not 0 <= self.seed < 2**63:
             raise HywuError(f"seed is {self.seed}; it must be between 0 and 2^63 - 1.")
         if self.precision not in ("fp32", "tf32", "bf16"):

@@ -56,7 +56,7 @@ INSIDE_COMFYUI = {"torch", "safetensors", "transformers", "tokenizers", "einops"
 FROM_OUTSIDE = {
     "data": {"pyarrow", "tomli", "yaml"},
     "backbones": {"diffusers", "huggingface_hub", "torchao"},
-    "train": {"diffusers", "tqdm", "matplotlib", "sentencepiece", "wordfreq", "torchao"},
+    "train": {"diffusers", "tqdm", "matplotlib", "psutil", "sentencepiece", "wordfreq", "torchao"},
     "studies": {"tqdm", "matplotlib", "scipy"},
     "edit": {"tqdm"},
     "study": {"tqdm"},

@@ -42,7 +42,10 @@ MAY_SEE = {
     "data": GROUND | {"embedded", "images"},
     "pipeline": GROUND | GENERATION | {"apply", "backbones", "embedded"},
     "edit": GROUND | COMMAND | {"embedded", "images", "lora", "pipeline"},
-    "train": GROUND | GENERATION | COMMAND | {"apply", "backbones", "data", "embedded", "images", "pipeline"},
+    "train": GROUND
+    | GENERATION
+    | COMMAND
+    | {"__init__", "apply", "backbones", "data", "embedded", "images", "pipeline"},
     "studies": GROUND
     | GENERATION
     | {"apply", "backbones", "data", "embedded", "images", "pipeline", "train"},

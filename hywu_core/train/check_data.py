@@ -65,8 +65,11 @@ def add_arguments(parse: argparse.ArgumentParser) -> None:
 
 
 def refuse_stray(arguments: argparse.Namespace) -> None:
-    """HywuError for arguments about a data set where none is given; they would be without effect."""
-    if arguments.data is not None:
+    """HywuError for arguments about a data set that would be without effect."""
+    if arguments.data is not None:  # everything but what is about the report
+        for flag, given in (("--json", arguments.json), ("--quick", arguments.quick)):
+            if given:
+                raise HywuError(f"{flag} is about the report on a data set; it goes with --check-data PATH.")
         return
     alone = argparse.ArgumentParser()
     add_arguments(alone)

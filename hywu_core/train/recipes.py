@@ -121,18 +121,8 @@ def _paired() -> tuple[Recipe, ...]:
     from ..backbones.registry import kinds
     from .paired_recipe import SETTINGS, build
 
-    large = TrainConfig(
-        steps=2000,
-        batch_size=4,
-        lr=1e-4,
-        warmup=100,
-        precision="bf16",
-        checkpoint_every=250,
-        sample_every=250,
-    )
-    small = TrainConfig(
-        steps=400, batch_size=8, lr=1e-3, warmup=20, checkpoint_every=100, sample_every=100
-    )  # fits a CPU
+    large = TrainConfig(steps=2000, batch_size=4, lr=1e-4, warmup=100, precision="bf16", sample_every=250)
+    small = TrainConfig(steps=400, batch_size=8, lr=1e-3, warmup=20, sample_every=100)  # fits a CPU
     embedded = SETTINGS | _SMALL | {"backbone_dtype": "fp32", "sample_steps": 8}
     return tuple(
         Recipe(

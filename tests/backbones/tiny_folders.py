@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     LongCatImageTransformer2DModel,
@@ -32,6 +34,9 @@ from transformers import (
     T5EncoderModel,
     T5TokenizerFast,
 )
+
+from hywu_core.backbones.folders import ModelFolder
+from hywu_core.backbones.qwen_vl import load_processor
 
 LATENT_CHANNELS = 16
 HEAD = 128  # width of an attention head, as all three models have it
@@ -179,6 +184,17 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "qwen_image_edit": write_qwen_image_edit,
     "longcat_image_edit": write_longcat_image_edit,
 }
+
+
+def open_pipeline(folder: Path) -> DiffusionPipeline:
+    """The real pipeline of a folder, in float32; processors are given to it where torchvision is missing."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    names = (name for name, entry in index.items() if entry[1:] == ["Qwen2VLProcessor"])
+    processors = {name: load_processor(ModelFolder(folder, folder.name), name) for name in names}
+    pipeline_class = getattr(diffusers, index["_class_name"])
+    pipeline = pipeline_class.from_pretrained(folder, local_files_only=True, **processors)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 class _Processor:

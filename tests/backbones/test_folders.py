@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_a_transformer_alone_is_enough(kontext):
 def test_encoders_do_not_need_the_transformer(kontext):
     shutil.rmtree(kontext / "transformer")
     assert FluxKontext.load_encoders(kontext).encode_text("snow")["embeds"].shape == (1, 512, 32)
-    with pytest.raises(HywuError, match="config.json"):
+    with pytest.raises(HywuError, match=r"config\.json"):
         FluxKontext.load_transformer(kontext)
 
 
@@ -220,3 +221,19 @@ def test_hub_ids_are_looked_up_in_the_cache_alone(folders, tmp_path, monkeypatch
     assert detect("somebody/tiny") is FluxKontext
     assert FluxKontext.load_transformer("somebody/tiny").backbone_info()["id"] == "somebody/tiny"
     assert FluxKontext.load_encoders("somebody/tiny").id == "somebody/tiny"
+
+
+def test_a_download_is_of_what_is_read_alone(folders, monkeypatch):
+    asked = []
+
+    def snapshot(id, *, allow_patterns, local_files_only):
+        asked.append((id, local_files_only, allow_patterns))
+        return str(folders["flux_kontext"])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    FluxKontext.load_transformer("somebody/tiny", allow_download=True)
+    assert {(id, local) for id, local, _ in asked} == {("somebody/tiny", False)}
+    wanted = [pattern for *_, patterns in asked for pattern in patterns]
+    assert "transformer/*.safetensors" in wanted
+    assert not any(pattern.startswith(("vae", "text_encoder")) for pattern in wanted)
+    assert "transformer/*.safetensors" not in asked[0][2]  # first the index, which may be another model's

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 
 import pytest
 import torch
 
 from hywu_core import Adapter, LoraSpec, attach
 from hywu_core.backbones import quantization
+from hywu_core.backbones.base import EditBackbone
 from hywu_core.backbones.inputs import EditInputs
 from hywu_core.backbones.registry import backbone_class
 from hywu_core.errors import HywuError
@@ -42,29 +45,34 @@ def test_adapters_learn_on_a_quantised_backbone(kind, quantize, folders):
     spec = LoraSpec.from_module(backbone.transformer, include=backbone.default_targets, rank=2)
     assert spec == LoraSpec.from_module(whole.transformer, include=backbone.default_targets, rank=2)
     linear = backbone.transformer.get_submodule(spec.targets[0].name)
-    stored = sum(tensor.nbytes for tensor in vars_of(linear.weight))
-    assert stored < (0.6 if quantize else 1.1) * 2 * linear.in_features * linear.out_features + 4096
-    weights = {
-        t.name: tuple(
-            (torch.randn(2, *shape, device=DEVICE) * 0.1).requires_grad_()
-            for shape in ((2, t.d_in), (t.d_out, 2))
-        )
-        for t in spec.targets
-    }
+    stored = sum(tensor.nbytes for tensor in parts_of(linear.weight))
+    assert stored < (0.6 if quantize else 1.1) * 2 * linear.in_features * linear.out_features + 1024
     x, time, edit = inputs()
-    velocity = backbone(x, time, edit).float()
     expected = whole(x, time, edit).float()
-    assert (velocity - expected).norm() < 0.15 * expected.norm()
-    with attach(backbone.transformer, Adapter(weights, spec.scale)):
-        backbone(x, time, edit).float().square().mean().backward()
-    last = spec.targets[-1].name  # of the text, which leaves no trace after the last block
-    for name, pair in weights.items():
-        assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in pair), name
-    assert sum(bool(pair[0].grad.any()) for pair in weights.values()) > len(weights) / 2, last
+    assert (backbone(x, time, edit).float() - expected).norm() < 0.1 * expected.norm()
+    assert learning(backbone, spec) == learning(whole, spec)
     assert backbone.dtype == torch.bfloat16
 
 
-def vars_of(weight: torch.Tensor) -> list[torch.Tensor]:
+def learning(backbone: EditBackbone, spec: LoraSpec) -> set[str]:
+    """The targets whose adapters get a gradient; the last block's text is read by nobody."""
+    random = torch.Generator().manual_seed(2)
+
+    def factor(*shape: int) -> torch.Tensor:
+        return (torch.randn(2, *shape, generator=random) * 0.1).to(DEVICE).requires_grad_()
+
+    weights = {t.name: (factor(spec.rank, t.d_in), factor(t.d_out, spec.rank)) for t in spec.targets}
+    x, time, edit = inputs()
+    with attach(backbone.transformer, Adapter(weights, spec.scale)):
+        backbone(x, time, edit).float().square().mean().backward()
+    used = {name: pair for name, pair in weights.items() if pair[0].grad is not None}
+    assert len(used) > len(weights) / 2
+    for pair in used.values():
+        assert all(tensor.grad.isfinite().all() for tensor in pair)
+    return {name for name, pair in used.items() if all(tensor.grad.any() for tensor in pair)}
+
+
+def parts_of(weight: torch.Tensor) -> list[torch.Tensor]:
     """The tensors that a quantised weight is made of; a plain one is its own."""
     names = weight.__tensor_flatten__()[0] if hasattr(weight, "__tensor_flatten__") else ()
     return [getattr(weight, name) for name in names] or [weight]
@@ -94,9 +102,6 @@ def test_a_missing_package_is_named(quantize, monkeypatch):
 
 
 def test_nothing_is_quantised_twice(folders, tmp_path):
-    import json
-    import shutil
-
     folder = shutil.copytree(folders["flux_kontext"], tmp_path / "kontext")
     config = folder / "transformer" / "config.json"
     settings = json.loads(config.read_text("utf-8")) | {"quantization_config": {"quant_method": "torchao"}}

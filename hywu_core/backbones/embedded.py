@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..embedded import BACKBONE
 from ..embedded.text import TextFeatures
 from ..errors import HywuError
-from ..storage import open_safetensors
+from ..storage import open_safetensors, write_safetensors
 from .packing import PATCH, patchify, position_ids, unpatchify
 
 if TYPE_CHECKING:
@@ -92,6 +92,14 @@ class EmbeddedBackbone(nn.Module):
             return_dict=False,
         )[0]
         return unpatchify(out[:, : tokens.shape[1]], height, width)
+
+    def save(self, path: str | Path) -> None:
+        """Write the file that `load` reads and stock "Load Diffusion Model" opens, in float16."""
+        tensors = {
+            name: tensor.detach().to("cpu", torch.float16).contiguous()
+            for name, tensor in self.transformer.state_dict().items()
+        }
+        write_safetensors(path, tensors, self.file_metadata())
 
     def file_metadata(self) -> dict[str, str]:
         """Header metadata with which `load` rebuilds this model."""

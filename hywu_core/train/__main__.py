@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--lr", help="peak learning rate")
     parse.add_argument("--seed", help="seed of initialisation, data and noise")
     parse.add_argument("--device", help="cpu, cuda, mps, ...")
+    parse.add_argument("--adaptation", help="what learns: hywu, shared_lora, single_lora or sft")
     parse.add_argument("--precision", help="fp32, tf32 or bf16 (autocast)")
     parse.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting of the recipe"
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 def overrides(arguments: argparse.Namespace) -> dict[str, str]:
     """The settings named on the command line."""
-    named = ("steps", "batch_size", "lr", "seed", "device", "precision")
+    named = ("steps", "batch_size", "lr", "seed", "device", "precision", "adaptation")
     given = {name: value for name in named if (value := getattr(arguments, name)) is not None}
     for assignment in arguments.set:
         name, equals, value = assignment.partition("=")

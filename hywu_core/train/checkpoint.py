@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import HywuError
 from ..storage import open_safetensors, write_safetensors
+from .average import Average
 
 FILE_NAME = "checkpoint.safetensors"
 _KIND = "hywu-training-checkpoint-1"
@@ -28,6 +29,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     losses: list[float]
+    average: Average | None = None
     saved: int = 0  # the step of the last checkpoint written or read
 
     @property
@@ -46,6 +48,8 @@ class TrainState:
         tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.weights.items()}
         tensors["rng"] = self.generator.get_state()
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -75,6 +79,9 @@ class TrainState:
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise HywuError(f"{folder / FILE_NAME} belongs to another model: {reason}") from error
+        if self.average is not None:
+            for name, weight in self.average.weights.items():
+                weight.copy_(tensors[f"average.{name}"])
         try:
             self.generator.set_state(tensors["rng"])
         except RuntimeError as error:

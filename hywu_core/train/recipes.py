@@ -53,6 +53,14 @@ def _backbone(config: TrainConfig, settings: Settings) -> Task:
 DEMO_OPERATIONS = ("darken", "cool", "white_vignette", "darken_bottom")
 
 
+# What every recipe that adapts a frozen backbone can be told.
+ADAPTING: Settings = {"adaptation": "hywu", "prompt_dropout": 0.0, "strength_penalty": 0.0}
+
+
+def _adapting(settings: Settings) -> Settings:
+    return {name: settings[name] for name in ADAPTING}
+
+
 def _generator(config: TrainConfig, settings: Settings) -> Task:
     from .hywu import HywuTask, HywuTrainingConfig
     from .world import WorldConfig
@@ -65,6 +73,7 @@ def _generator(config: TrainConfig, settings: Settings) -> Task:
             n_layers=settings["n_layers"],
             mlp_ratio=settings["mlp_ratio"],
             noise_levels=settings["noise_levels"],
+            **_adapting(settings),
         ),
         WorldConfig(crops=settings["crops"], variants=settings["variants"]),
         resolve_device(config.device),
@@ -94,6 +103,7 @@ def _demo(config: TrainConfig, settings: Settings) -> Task:
             n_layers=2,
             area=size * size,
             photos=settings["photos"],
+            **_adapting(settings),
         ),
         WorldConfig(sizes=((size, size),), crops=settings["crops"], variants=settings["variants"]),
         resolve_device(config.device),
@@ -110,7 +120,7 @@ def _recipes() -> tuple[Recipe, ...]:
             "a small generator for four new operations on the frozen embedded backbone, in minutes on a CPU",
             TrainConfig(steps=200, batch_size=8, lr=2e-3, warmup=20, checkpoint_every=50),
             _demo,
-            {"size": 128, "crops": 24, "variants": 1, "photos": 2},
+            {"size": 128, "crops": 24, "variants": 1, "photos": 2} | ADAPTING,
         ),
         Recipe(
             "embedded_autoencoder",
@@ -133,7 +143,8 @@ def _recipes() -> tuple[Recipe, ...]:
             _generator,
             {"base_share": 0.3, "rank": 8, "n_layers": 3, "mlp_ratio": 1.0}
             | {"noise_levels": 4, "crops": 96, "variants": 1}
-            | {"init": "", "compile": False},  # init: a generator file to start from
+            | {"init": "", "compile": False}  # init: a generator file to start from
+            | ADAPTING,
         ),
         Recipe(
             "embedded_text",

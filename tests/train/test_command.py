@@ -80,11 +80,11 @@ def test_edit_accepts_the_generator(finished, tmp_path):
 
 
 def test_interrupted_and_resumed_it_comes_to_the_same_bits(finished, tmp_path, monkeypatch, capfd):
-    def pressed(task, size, generator, batch=HywuTask.batch):
+    def pressed(task, size, generator, index, batch=HywuTask.batch):
         pressed.steps += 1
         if pressed.steps == 2:
             signal.raise_signal(signal.SIGINT)
-        return batch(task, size, generator)
+        return batch(task, size, generator, index)
 
     pressed.steps = 0
     monkeypatch.setattr(HywuTask, "batch", pressed)

@@ -28,7 +28,7 @@ class Toy(Task):
         self.module = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 1))
         self.step, self.act = 0, act
 
-    def batch(self, size, generator):
+    def batch(self, size, generator, index):
         return torch.randn(size, 3, generator=generator)
 
     def loss(self, batch, generator):

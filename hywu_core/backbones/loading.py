@@ -13,6 +13,7 @@ from ..errors import HywuError
 from .folders import TRANSFORMER, ModelFolder, read_json, tensor_shapes
 from .quantization import quantization_config
 
+_UNUSED = "lm_head.weight"  # of language models: they read here, and say nothing
 Parts = Mapping[str, tuple[str, ...]]  # sub-folder -> names of the classes it may have
 
 
@@ -74,7 +75,8 @@ def load_part(
         return part_class.from_pretrained(part, **options, output_loading_info=True)
 
     model, report = attempt(part, load)
-    if missing := sorted(report["missing_keys"]):  # which would stay random
+    missing = sorted(key for key in report["missing_keys"] if key != _UNUSED)
+    if missing:  # which would stay random
         raise HywuError(f"{part} lacks {len(missing)} of its weights, such as {missing[0]}.")
     return model.to(device).eval().requires_grad_(False)
 

@@ -91,15 +91,18 @@ def test_shards_are_read(kontext):
         assert torch.equal(one, other)
 
 
-def test_encoder_id_says_what_encodings_depend_on(kontext, folders):
+def test_encoder_id_says_what_encodings_depend_on(kontext, tmp_path):
     first = FluxKontext.load_encoders(kontext)
     assert first.encoder_id == FluxKontext.load_encoders(kontext).encoder_id
     assert first.encoder_id != FluxKontext.load_encoders(kontext, dtype=torch.float32).encoder_id
-    assert first.encoder_id.startswith("flux_kontext kontext ")
+    assert first.encoder_id.startswith("flux_kontext ")
+    assert first.encoder_id == FluxKontext.load_encoders(shutil.move(kontext, tmp_path / "moved")).encoder_id
+    kontext = tmp_path / "moved"
     change(kontext / "transformer", lambda tensors: tensors["proj_out.bias"].add_(1))
     assert first.encoder_id == FluxKontext.load_encoders(kontext).encoder_id
     change(kontext / "vae", lambda tensors: tensors["encoder.conv_in.bias"].add_(1))
     changed = FluxKontext.load_encoders(kontext)
+    changed.forget_text()
     assert changed.encoder_id != first.encoder_id
     picture = torch.rand(1, 3, 32, 32)
     assert not torch.equal(changed.encode_image(picture), first.encode_image(picture))

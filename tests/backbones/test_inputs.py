@@ -50,6 +50,13 @@ def test_any_number_of_pictures(kind, n, load):
             assert not torch.allclose(velocity, backbone(x, time, EditInputs(edit.text, tuple(controls))))
 
 
+@pytest.mark.parametrize("kind", ["flux_kontext", "qwen_image_edit", "longcat_image_edit"])
+def test_an_edit_without_words(kind, load):
+    encoders, backbone = load(kind)
+    edit = backbone.collate([sample(encoders, "", 1)])
+    assert backbone(torch.randn(1, 16, 8, 8), torch.tensor([0.5]), edit).isfinite().all()
+
+
 @pytest.mark.parametrize("n", [0, 2])
 def test_longcat_edits_one_picture(n, load):
     encoders, backbone = load("longcat_image_edit")

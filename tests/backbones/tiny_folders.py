@@ -119,6 +119,7 @@ def write_qwen_image_edit(
     n_layers: int = 1,
     text_dim: int = 32,
     zero_cond_t: bool = False,
+    dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Path:
     """Qwen-Image-Edit-2509, or -2511 with zero_cond_t; heads * 128 channels wide (the real one: 24 heads)."""
@@ -138,7 +139,7 @@ def write_qwen_image_edit(
                 joint_attention_dim=text_dim,
                 zero_cond_t=zero_cond_t,
             )
-        ),
+        ).to(dtype),
         vae=AutoencoderKLQwenImage(
             base_dim=4,
             z_dim=LATENT_CHANNELS,

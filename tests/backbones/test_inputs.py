@@ -67,6 +67,12 @@ def test_longcat_edits_one_picture(n, load):
         backbone(torch.zeros(1, 16, 8, 8), torch.zeros(1), edit)
 
 
+def test_longcat_prompts_that_are_too_long_are_named(load):
+    encoders, _ = load("longcat_image_edit")
+    with pytest.raises(HywuError, match="at most 512 tokens of a prompt; this one is longer: 'snow snow"):
+        encoders.encode_text("snow " * 400, [torch.rand(1, 3, 32, 32)])
+
+
 def test_longcat_texts_of_unlike_lengths_are_refused(load):
     _, backbone = load("longcat_image_edit")
     samples = [EditSample({"embeds": torch.zeros(1, n, 32)}) for n in (4, 5)]

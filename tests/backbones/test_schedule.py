@@ -41,6 +41,10 @@ def test_sampling_and_training_shift_alike():
     assert schedule.sigmas(4, 1000) == pytest.approx(shifted)
 
 
+def test_what_a_config_leaves_out_is_as_in_flux():
+    assert FlowSchedule({"use_dynamic_shifting": True}).sigmas(4, 999) == FlowSchedule(DYNAMIC).sigmas(4, 999)
+
+
 def test_impossible_steps_are_named():
     with pytest.raises(HywuError, match="0"):
         FlowSchedule(DYNAMIC).sigmas(0, 100)

@@ -56,6 +56,12 @@ class EditEncoders(ABC):
         """Everything that what is encoded depends on, as a key of a cache."""
         return f"{self.kind} {self.id} {self.fingerprint} {str(self.dtype).removeprefix('torch.')}"
 
+    pipeline: Any = None  # diffusers' own, which holds the text encoder
+
+    def forget_text(self) -> None:
+        """Free the text encoder; pictures can still be decoded."""
+        self.pipeline = None
+
     @abstractmethod
     def encode_image(self, image: Tensor) -> Tensor:
         """A picture (1, 3, H, W) in [0, 1] to latents (1, Z, h, w) as the transformer takes them."""

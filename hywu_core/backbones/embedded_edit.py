@@ -49,7 +49,7 @@ class EmbeddedEncoders(EditEncoders):
 
     def encode_text(self, prompt: str, controls: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """One token for the sentence and one for every piece; those that are not real are zero."""
-        text = self.text_encoder.encode([prompt])
+        text = self.text_encoder.encode([prompt], silent=True)
         return {EMBEDS: text.tokens, MASK: text.mask, POOLED: text.pooled}
 
 

@@ -74,6 +74,10 @@ class AdaptingTask(Task):
     def velocity(self, x: Tensor, time: Tensor, inputs: Any) -> Tensor:
         """The backbone at x (rows, Z, h, w) and time (rows,): (rows, Z, h, w)."""
 
+    def shifted(self, time: Tensor, target: Tensor) -> Tensor:
+        """Times drawn for latents of this size, moved to where the backbone learns; by default as drawn."""
+        return time
+
     def conditions(self, rows: int) -> int:
         """C, of all processes, for so many rows of the backbone."""
         return max(1, rows // self.noise_levels)
@@ -87,7 +91,11 @@ class AdaptingTask(Task):
         self._adapt(adapter)
         inputs = batch.inputs[rows]
         loss = flow_matching_loss(
-            lambda x, time: self.velocity(x, time, inputs), batch.target[rows], generator, self.share
+            lambda x, time: self.velocity(x, time, inputs),
+            batch.target[rows],
+            generator,
+            self.share,
+            lambda time: self.shifted(time, batch.target),
         )
         if adapter is None or not self.strength_penalty:
             return loss

@@ -28,6 +28,7 @@ class TrainConfig:
     )
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is exported; 0: none
     checkpoint_every: int = 200
+    sample_every: int = 0  # steps between sheets of held-out edits; 0: none before the end
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
@@ -36,7 +37,7 @@ class TrainConfig:
         for name in ("lr", "grad_clip"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise HywuError(f"{name} is {getattr(self, name)}; it must be a positive number.")
-        for name in ("warmup", "weight_decay"):
+        for name in ("warmup", "weight_decay", "sample_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise HywuError(f"{name} is {getattr(self, name)}; it must be a number that is not negative.")
         if self.batch_size % self.accumulate:

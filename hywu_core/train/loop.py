@@ -29,6 +29,7 @@ from .processes import AgreedError
 from .progress import training_bar
 from .report import Readings, StepReport
 from .share import Share
+from .shown import Shown
 
 log = logging.getLogger("hywu")
 _BAR_SMOOTHING = 50  # steps over which the shown loss is averaged
@@ -43,6 +44,7 @@ class Task(ABC):
     frozen: tuple[nn.Module, ...] = ()  # large modules, used as they are; processes may divide them too
     share: Share = Share()  # which rows of every batch are this process's
     scalars: Mapping[str, Tensor] = MappingProxyType({})  # to be logged beside the last loss; detached
+    shows_at_end: bool = False  # whether `finish` speaks of what was shown last
 
     @property
     def sharded(self) -> tuple[nn.Module, ...]:
@@ -68,6 +70,14 @@ class Task(ABC):
         the backward pass may run the forward again.
         """
 
+    def show(self) -> Shown | None:
+        """Held-out edits as things are now, for a person to look at; called by every process."""
+        return None
+
+    def about(self) -> dict[str, Any]:
+        """What is learned from, as plain data for the run folder; a resumed run must find the same."""
+        return {}
+
     @abstractmethod
     def finish(self, out: Path) -> str:
         """Export the result into the run folder, measure it, and say in a sentence what was reached."""
@@ -78,6 +88,9 @@ class Watch(Protocol):
 
     def on_step(self, report: StepReport) -> None:
         """Called once for each step, some steps late on a GPU."""
+
+    def on_show(self, step: int, shown: Shown) -> None:
+        """Called with what the task shows of itself after some steps."""
 
 
 def train(
@@ -134,8 +147,17 @@ def train(
         state.abandon()
     if average is not None:
         average.apply()
+    if task.shows_at_end or config.sample_every:
+        show(task, state.step, parallel, watch)
     parallel.gather(task)
     return state.losses
+
+
+def show(task: Task, step: int, parallel: Parallel, watch: Watch | None) -> None:
+    """Let a task show itself, by all processes together; the first one tells who watches."""
+    shown = task.show()
+    if shown is not None and watch is not None and parallel.main:
+        watch.on_show(step, shown)
 
 
 class _Steps:
@@ -180,6 +202,8 @@ class _Steps:
                     state.save(self.out, described)
                 if stop:
                     break
+                if config.sample_every and (step + 1) % config.sample_every == 0:
+                    show(self.task, step + 1, self.parallel, self.watch)
             state.settle()
 
     def _step(self, step: int) -> None:

@@ -35,15 +35,19 @@ def flow_matching_loss(
     target: Tensor,
     generator: torch.Generator,
     share: Share | None = None,
+    shift: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Mean squared error of `velocity(x_t, t)` at random times, for clean latents `target` (B, Z, h, w).
 
     share: `target` is this share's rows of a larger batch, for all of which times and noise are drawn.
+    shift: moves the times drawn to where a backbone learns.
     """
     share = share or Share()
     whole = len(target) * share.world
     rows = share.rows(whole)
     time = sample_times(whole, generator)[rows]
+    if shift is not None:
+        time = shift(time)
     noise = torch.randn((whole, *target.shape[1:]), generator=generator, device=target.device)[rows]
     t = time.view(-1, 1, 1, 1)
     predicted = velocity((1 - t) * target + t * noise, time)

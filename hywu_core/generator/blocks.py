@@ -167,7 +167,7 @@ class Block(nn.Module):
         batch = len(x)
         each = self.layer_norm(x.transpose(1, 2)).flatten(0, 1)  # (b p) L D
         attended = self.layer_attention(each, rotation)
-        return _add(x, attended.unflatten(0, (batch, -1)).transpose(1, 2))
+        return _add(x, attended.unflatten(0, (batch, x.shape[2])).transpose(1, 2))
 
     def within_layers(self, x: Tensor, rotation: Rotation) -> Tensor:
         """x (b, l, P, D) plus what each position gathers from its layer."""

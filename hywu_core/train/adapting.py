@@ -65,6 +65,11 @@ class AdaptingTask(Task):
             adaptation.write = torch.compile(self.module)
         self._attachment: Attachment | None = None
 
+    @property
+    def sharded(self) -> tuple[nn.Module, ...]:
+        """The backbone where it is trained itself, else the generator, if there is one."""
+        return (self.transformer,) if self.module is self.transformer else super().sharded
+
     @abstractmethod
     def velocity(self, x: Tensor, time: Tensor, inputs: Any) -> Tensor:
         """The backbone at x (rows, Z, h, w) and time (rows,): (rows, Z, h, w)."""

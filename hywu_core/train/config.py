@@ -28,6 +28,7 @@ class TrainConfig:
     )
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is exported; 0: none
     checkpoint_every: int = 200
+    sample_every: int = 0  # steps between sheets of held-out edits; 0: none before the end
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
@@ -36,7 +37,7 @@ class TrainConfig:
         for name in ("lr", "grad_clip"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise HywuError(f"{name} is {getattr(self, name)}; it must be a positive number.")
-        for name in ("warmup", "weight_decay"):
+        for name in ("warmup", "weight_decay", "sample_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise HywuError(f"{name} is {getattr(self, name)}; it must be a number that is not negative.")
         if self.batch_size % self.accumulate:
@@ -47,6 +48,8 @@ class TrainConfig:
             raise HywuError(f"ema is {self.ema}; it must be at least 0 (no average) and less than 1.")
         if self.weights not in ("fp32", "bf16"):
             raise HywuError(f"weights is '{self.weights}'; choose fp32 or bf16.")
+        if self.weights == "bf16" and self.precision != "bf16":
+            raise HywuError(f"Weights kept in bf16 need the precision bf16, not {self.precision}.")
         if not 0 <= self.seed < 2**63:
             raise HywuError(f"seed is {self.seed}; it must be between 0 and 2^63 - 1.")
         if self.precision not in ("fp32", "tf32", "bf16"):

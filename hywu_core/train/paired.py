@@ -61,6 +61,8 @@ def split(n: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
 class PairedTask(AdaptingTask):
     """Edits of a data set, read from the cache; the next batch is read while this one is computed."""
 
+    shows_at_end = True
+
     def __init__(
         self,
         name: str,

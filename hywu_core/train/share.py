@@ -48,9 +48,9 @@ class Share:
         return Share(self.rank % self.team, self.team)
 
     def pairs(self, conditions: int, repeats: int) -> tuple[list[int], list[int]]:
-        """Of this team's `conditions`, `repeats` rows each: the adapters this process needs, and its rows.
+        """Of this team's `conditions`, with `repeats` rows each: the adapters this process needs; its rows.
 
-        Both are indices of the team's conditions. Every adapter serves the same number of consecutive
+        Both are indices of the team's conditions. Each adapter serves the same number of consecutive
         rows, as `attach` wants it; where a cut goes through a condition unevenly, each row has its own.
         """
         rows = [row // repeats for row in range(conditions * repeats)[self.member.rows(conditions * repeats)]]

@@ -26,7 +26,7 @@ class Builder:
 
 @dataclass
 class AdaptedGraph(Builder):
-    """A model with an adapter beside it, sampled; who inherits says what `model`, `conditioning`, `latent` are."""
+    """A model with an adapter beside it, sampled; heirs set `model`, `conditioning` and `latent`."""
 
     cfg: float = 1.0
     seed: int = 7
@@ -89,6 +89,4 @@ class EditGraph(AdaptedGraph):
 
     def sample(self, model: Link) -> str:
         """Sample with this model; the id of a Save Latent node."""
-        return self.add(
-            "SaveLatent", outputs=0, samples=self.sampled(model), filename_prefix="latents/test"
-        )
+        return self.add("SaveLatent", outputs=0, samples=self.sampled(model), filename_prefix="latents/test")

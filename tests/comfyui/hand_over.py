@@ -1,4 +1,4 @@
-"""A node pack for the test servers: tensors of a trainer's cache into a graph, and what a graph made out of it.
+"""A node pack for the test servers: tensors of a trainer's cache into a graph, and a graph's out of it.
 
 Copied into a server's custom_nodes; not part of the pack. Latents are handed over as the transformer takes
 them, and so stand for what VAE Encode and VAE Decode would have beside it.
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 
 class ReadEdit:
-    """What encoders made of an edit, as ComfyUI's text-encode nodes give it, and an empty latent of its size."""
+    """What encoders made of an edit, as ComfyUI's own nodes would give it, and an empty latent."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING", "LATENT"), "read", "test"
 

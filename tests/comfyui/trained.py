@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hywu_core import attach, load_generator
 from hywu_core.backbones.base import EditBackbone
-from hywu_core.backbones.inputs import collate
+from hywu_core.backbones.inputs import EditInputs, EditSample, collate
 from hywu_core.backbones.registry import backbone_class
 from hywu_core.backbones.sampling import euler, seeded_noise
 from hywu_core.data.paired import Sample
@@ -29,7 +29,7 @@ from hywu_core.train.paired_recipe import load_condition_encoder, look
 from ..data import paired_writers as conventions
 from ..train.own_data import QUICK, write_data
 
-CONTROLS = 2
+EDITS, CONTROLS = 2, 2
 RESOLUTION = 79  # of photographs of 96 x 64 pixels: they keep their size
 SEED = 11
 
@@ -41,12 +41,14 @@ class Trained:
     out: Path
 
     @classmethod
-    def on_own_data(cls, root: Path, kind: str, backbone: Path, encoder: str | Path, *more: object) -> Trained:
+    def on_own_data(
+        cls, root: Path, kind: str, backbone: Path, encoder: str | Path, *more: object
+    ) -> Trained:
         """Write a data set of two controls an edit and train on it by the command."""
-        data = write_data(root / "data", conventions.diffsynth_json, CONTROLS)
+        data = write_data(root / "data", conventions.diffsynth_json, CONTROLS, EDITS)
         models = ("--backbone", backbone, "--encoder", encoder, "--cache", root / "cache")
-        arguments = ("--recipe", kind, "--data", data, *models, "--out", root / "run", *QUICK, *more)
-        arguments += ("--resolution", RESOLUTION)
+        arguments = ("--recipe", kind, "--data", data, *models, "--out", root / "run", *QUICK)
+        arguments += ("--resolution", RESOLUTION, "--lr", 1e-2, "--set", "prompt_dropout=0", *more)
         assert main([str(argument) for argument in arguments]) == 0
         return cls(root / "run")
 
@@ -83,18 +85,32 @@ class Trained:
         """The same edit as it was trained on; HywuError for what is not in the cache."""
         return self._edits.read(index, self.sample(index).prompt, self._names)
 
+    def inputs(self, index: int) -> EditInputs:
+        """What the backbone sees of it: its text, and for its pictures, which random autoencoders make all
+        alike, noise of their size.
+        """
+        sample = self.encoded(index).sample
+        controls = (seeded_noise(latent.shape, seed) for seed, latent in enumerate(sample.controls))
+        return collate([EditSample(sample.text, tuple(controls))])
+
     def noise(self, index: int) -> Tensor:
         """(1, Z, h, w), what ComfyUI's samplers draw for SEED."""
         return seeded_noise(self.encoded(index).target.shape, SEED)
 
     @torch.no_grad()
-    def edited(self, index: int, sigmas: Sequence[float], guidance: float, adapted: bool = True) -> Tensor:
-        """Latents (1, Z, h, w) with the LoRA of this edit, or without; every matrix in float32."""
-        edit = self.encoded(index)
-        inputs = collate([edit.sample])
+    def edited(
+        self, index: int, sigmas: Sequence[float], guidance: float, adapted: bool, turned: bool = False
+    ) -> Tensor:
+        """Latents (1, Z, h, w) with the LoRA of this edit, or without; every matrix in float32.
+
+        turned: the pictures in the wrong order.
+        """
+        inputs, transformer = self.inputs(index), self.backbone.transformer
+        if turned:
+            inputs = EditInputs(inputs.text, inputs.controls[::-1])
         generator = load_generator(self.generator, dtype=torch.float32)
-        transformer = self.backbone.transformer
-        with attach(transformer, generate(generator, edit.condition)) if adapted else nullcontext():
+        adapter = generate(generator, self.encoded(index).condition)
+        with attach(transformer, adapter) if adapted else nullcontext():
             return euler(
                 lambda x, now: self.backbone(x, torch.tensor([now]), inputs, guidance),
                 self.noise(index),

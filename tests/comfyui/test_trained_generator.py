@@ -32,7 +32,7 @@ INDEX = 1  # of the edit
 STEPS = 2
 GUIDANCE = 2.5
 SAME = 1e-5  # relative difference of latents; 2e-7 were found
-SEEN = 1e-2  # what the LoRA must change at least
+SEEN = 100 * SAME  # what the LoRA must change at least
 PIXELS = 8  # to a latent
 
 

@@ -63,15 +63,16 @@ def parser() -> argparse.ArgumentParser:
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "torchao", "bitsandbytes")
 _NAMED = ("steps", "batch_size", "lr", "seed", "device", "precision", "adaptation", "backbone", "encoder")
 _NAMED += ("quantize", "allow_download", "resolution")
-_PATHS = ("data", "cache")
+_PATHS = ("data", "cache", "backbone", "encoder")
+_ALWAYS = ("data", "cache")  # the others may be hub ids
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, str]:
     """The settings named on the command line."""
     given = {name: value for name in _NAMED if (value := getattr(arguments, name)) is not None}
     for name in _PATHS:  # whole, for a resumed run may start elsewhere
-        if (path := getattr(arguments, name)) is not None:
-            given[name] = str(path.resolve())
+        if (path := getattr(arguments, name)) is not None and (name in _ALWAYS or Path(path).exists()):
+            given[name] = str(Path(path).resolve())
     if arguments.data is not None:
         given["data_options"] = plain_options(arguments)
     for assignment in arguments.set:

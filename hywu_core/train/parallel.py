@@ -30,6 +30,7 @@ from .processes import AgreedError, Processes
 from .sequence import DividedSequence
 from .sharding import blocks, recompute, shard, unshard
 from .share import Share
+from .ulysses import read_alone, read_together
 
 if TYPE_CHECKING:
     from .config import TrainConfig
@@ -166,15 +167,22 @@ class Parallel(Processes):
         kind = next(task.module.parameters()).device.type
         inner = self.config.shard * self.config.sequence
         mesh = init_device_mesh(kind, (self.config.replicate, inner), mesh_dim_names=("replicate", "shard"))
-        teams = (self.world // self.config.sequence, self.config.sequence)
-        team = init_device_mesh(kind, teams, mesh_dim_names=("team", "sequence"))["sequence"]
+        teams = (self.world // self.config.sequence, 1, self.config.sequence)
+        team = init_device_mesh(kind, teams, mesh_dim_names=("team", "ring", "ulysses"))
+        for module in self._readers(task):
+            read_together(module, team)
         for module in task.sharded:
             if isinstance(module, ParameterGenerator):
                 module.keep_start_bytes = 0  # sharded weights do not count how often they are written
-                module.sequence = DividedSequence(team) if self.config.sequence > 1 else WHOLE
+                module.sequence = DividedSequence(team["ulysses"]) if self.config.sequence > 1 else WHOLE
             shard(module, mesh, torch.bfloat16 if config.precision == "bf16" else None)
         for module in task.frozen if inner > 1 else ():
             shard(module, mesh)
+
+    def _readers(self, task: Task) -> list[nn.Module]:
+        """The transformers whose images a team reads together."""
+        modules = (*task.sharded, *task.frozen) if self.config.ulysses and self.world > 1 else ()
+        return [module for module in modules if not isinstance(module, ParameterGenerator)]
 
     def _prepare(self, module: nn.Module) -> None:
         if isinstance(module, ParameterGenerator):
@@ -196,6 +204,8 @@ class Parallel(Processes):
         task.share = Share()
         if self.world == 1:
             return
+        for module in self._readers(task):
+            read_alone(module)
         for module in (*task.sharded, *task.frozen):
             unshard(module, keep=self.main)
             if isinstance(module, ParameterGenerator):

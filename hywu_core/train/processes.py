@@ -31,9 +31,14 @@ def one_speaks(*agreed: type[HywuError]) -> Iterator[None]:
     try:
         yield
     except (AgreedError, KeyboardInterrupt, *agreed) as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if first_process():
             raise
         raise SystemExit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else BAD_INPUT) from error
+
+
+def first_process() -> bool:
+    """Whether this is the first process that torchrun started, or the only one; known before they have met."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 class Processes:

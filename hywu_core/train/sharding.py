@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ def shard(module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None)
 
     # Inputs are not cast: tables of rotations among them need their float32.
     policy = MixedPrecisionPolicy(dtype, torch.float32 if dtype else None, cast_forward_inputs=False)
+    # Nothing here is written into in place while gradients are recorded.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     for part in (*blocks(module), module):
         fully_shard(part, mesh=mesh, mp_policy=policy)
 

@@ -22,7 +22,7 @@ from hywu_core.cli import command
 from hywu_core.train.loop import train
 from hywu_core.train.parallel import Parallel, ParallelConfig
 from hywu_core.train.processes import one_speaks
-from tests.train.parallel.tiny import CONFIG, RUN, Tiny
+from tests.train.parallel.tiny import CONFIG, RUN, Tiny, TinyFlux
 
 
 def first_gradients(task, parallel, config) -> tuple[float, dict[str, torch.Tensor]]:
@@ -49,19 +49,22 @@ class Told:
         self.reports.append([report.step, report.loss, report.grad_norm, report.rows, report.scalars["rows"]])
 
 
-def steps(folder: Path, arrangement: dict, settings: dict) -> None:
+def steps(folder: Path, arrangement: dict, settings: dict, task: str = "Tiny") -> None:
     """Gradients of the first step, then a whole run."""
+    make = {"Tiny": Tiny, "TinyFlux": TinyFlux}[task]
+    if task == "TinyFlux":  # diffusers asks which accelerator is a process's own, and does not use it
+        torch.accelerator.device_count = lambda: 1
     parallel, config = Parallel(ParallelConfig(**arrangement)), replace(CONFIG, **settings)
-    loss, gradients = first_gradients(Tiny(), parallel, config)
+    loss, gradients = first_gradients(make(), parallel, config)
     if parallel.main:
         (folder / "run").mkdir(parents=True)
         save_file({n: g.contiguous() for n, g in gradients.items()}, folder / "gradients.safetensors")
     parallel.barrier()
-    task, told = Tiny(), Told()
+    task, told = make(), Told()
     losses = train(task, config, folder / "run", RUN, parallel=parallel, watch=told)
     if parallel.main:
         task.attachment.remove()
-        out = task.model(torch.ones(2, 6)).tolist()  # whole again: nobody else calls
+        out = task.predict(torch.ones(2, 6)).tolist()  # whole again: nobody else calls
         weights = {n: w.detach().contiguous() for n, w in task.module.state_dict().items()}
         save_file(weights, folder / "weights.safetensors")
         tell(folder, loss=loss, losses=losses, reports=told.reports, out=out)

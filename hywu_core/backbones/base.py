@@ -42,10 +42,12 @@ class EditEncoders(ABC):
 
     parts: the sub-folders that are read, and the classes each may have.
     id: hub id or folder name. fingerprint: of all their files.
+    pipeline: diffusers' own, which holds the text encoder.
     """
 
     kind: ClassVar[str]
     parts: ClassVar[Parts]
+    pipeline: Any
 
     def __init__(self, folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> None:
         self.id, self.device, self.dtype = folder.id, device, dtype
@@ -53,13 +55,11 @@ class EditEncoders(ABC):
 
     @property
     def encoder_id(self) -> str:
-        """Everything that what is encoded depends on, as a key of a cache."""
-        return f"{self.kind} {self.id} {self.fingerprint} {str(self.dtype).removeprefix('torch.')}"
-
-    pipeline: Any = None  # diffusers' own, which holds the text encoder
+        """Everything that what is encoded depends on, as a key of a cache; not where the files lie."""
+        return f"{self.kind} {self.fingerprint} {str(self.dtype).removeprefix('torch.')}"
 
     def forget_text(self) -> None:
-        """Free the text encoder; pictures can still be decoded."""
+        """Let the text encoder go; pictures can still be encoded and decoded."""
         self.pipeline = None
 
     @abstractmethod

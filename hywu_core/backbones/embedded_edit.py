@@ -37,7 +37,7 @@ class EmbeddedEncoders(EditEncoders):
         files = (AUTOENCODER.read_bytes(), TEXT_ENCODER.read_bytes())
         self.fingerprint = hashlib.sha256(b"".join(files)).hexdigest()[:16]
         self.autoencoder = TinyAutoencoder.load(device=device)
-        self.text_encoder = EmbeddedTextEncoder.load().to(device)
+        self.pipeline = EmbeddedTextEncoder.load().to(device)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """A picture (B, 3, H, W) in [0, 1] to latents (B, Z, h, w)."""
@@ -49,7 +49,7 @@ class EmbeddedEncoders(EditEncoders):
 
     def encode_text(self, prompt: str, controls: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """One token for the sentence and one for every piece; those that are not real are zero."""
-        text = self.text_encoder.encode([prompt], silent=True)
+        text = self.pipeline.encode([prompt], silent=True)
         return {EMBEDS: text.tokens, MASK: text.mask, POOLED: text.pooled}
 
 

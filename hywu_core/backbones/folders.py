@@ -63,7 +63,8 @@ class ModelFolder:
         """A hash of all files of these parts: small ones whole, of weights the header and samples."""
         digest = hashlib.sha256()
         for name in parts:
-            for file in sorted(path for path in self.part(name).rglob("*") if path.is_file()):
+            files = (file for ending in _ENDINGS for file in self.part(name).glob(f"*.{ending}"))
+            for file in sorted(files):
                 digest.update(f"{name}/{file.name}\0{file.stat().st_size}\0".encode())
                 for sample in _samples(file):
                     digest.update(sample)

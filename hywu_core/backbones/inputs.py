@@ -40,8 +40,8 @@ class EditInputs:
     def __len__(self) -> int:
         return len(self.text[EMBEDS])
 
-    def __getitem__(self, rows: slice) -> EditInputs:
-        """Some of the rows."""
+    def __getitem__(self, rows: slice | list[int]) -> EditInputs:
+        """Some of the rows, in this order."""
         return self._map(lambda tensor: tensor[rows])
 
     def repeat(self, times: int) -> EditInputs:

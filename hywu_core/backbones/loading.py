@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from ..errors import HywuError
 from .folders import TRANSFORMER, ModelFolder, read_json, tensor_shapes
 from .quantization import quantization_config
 
+_UNUSED = "lm_head.weight"  # of language models: they read here, and say nothing
 Parts = Mapping[str, tuple[str, ...]]  # sub-folder -> names of the classes it may have
-
-_FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError)
 
 
 def load_transformer(
@@ -39,7 +37,7 @@ def load_transformer(
     settings: dict[str, Any] = {}
     if "quantization_config" not in config:  # a quantised file has other tensors than its config says
         with torch.device("meta"):
-            expected = _attempt(part, lambda: model_class.from_config(config))
+            expected = attempt(part, lambda: model_class.from_config(config))
         _compare(part, {n: tuple(t.shape) for n, t in expected.state_dict().items()}, tensor_shapes(files))
         settings = quantization_config(quantize, device, dtype)
     elif quantize is not None:
@@ -49,7 +47,7 @@ def load_transformer(
         options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
         return model_class.from_pretrained(part, **options, **settings).to(device)
 
-    return _attempt(part, load).eval().requires_grad_(False)
+    return attempt(part, load).eval().requires_grad_(False)
 
 
 def check_parts(folder: ModelFolder, parts: Parts) -> None:
@@ -70,14 +68,15 @@ def load_part(
     """A model (frozen, in evaluation mode), tokenizer or processor; HywuError for one that is damaged."""
     part, part_class = folder.part(name), _class(folder.class_of(name))
     if not issubclass(part_class, nn.Module):
-        return _attempt(part, lambda: part_class.from_pretrained(part, local_files_only=True))
+        return attempt(part, lambda: part_class.from_pretrained(part, local_files_only=True))
 
     def load() -> tuple[nn.Module, Mapping[str, Any]]:
         options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
         return part_class.from_pretrained(part, **options, output_loading_info=True)
 
-    model, report = _attempt(part, load)
-    if missing := sorted(report["missing_keys"]):  # which would stay random
+    model, report = attempt(part, load)
+    missing = sorted(key for key in report["missing_keys"] if key != _UNUSED)
+    if missing:  # which would stay random
         raise HywuError(f"{part} lacks {len(missing)} of its weights, such as {missing[0]}.")
     return model.to(device).eval().requires_grad_(False)
 
@@ -90,12 +89,13 @@ def _class(name: str) -> type:
     return getattr(library, name)
 
 
-def _attempt(part: Path, load: Callable[[], Any]) -> Any:
+def attempt(part: Path, load: Callable[[], Any]) -> Any:
+    """What `load` reads from the folder of a part; HywuError for whatever goes wrong there."""
     try:
         return load()
     except HywuError:
         raise
-    except _FAILURES as error:
+    except Exception as error:  # many libraries, each with its own; tokenizers raises plain ones
         reason = " ".join(str(error).split()) or type(error).__name__
         raise HywuError(f"{part} cannot be loaded: {reason}") from error
 

@@ -24,6 +24,7 @@ from .packing import position_ids
 from .qwen_vl import PROCESSORS, TEXT_PARTS, load_processor, to_pil
 
 _AREA = 1024 * 1024
+_MAX_TOKENS = 512
 
 
 class LongCatImageEditEncoders(KLEncoders):
@@ -47,7 +48,13 @@ class LongCatImageEditEncoders(KLEncoders):
         """The picture at half its sides, then the prompt, padded to 512 tokens as the model learned it."""
         if len(controls) != 1:
             raise HywuError(f"This edit has {len(controls)} pictures; the backbone {self.kind} takes 1.")
-        embeds, _ = self.pipeline.encode_prompt(prompt=[prompt], image=self._as_seen(controls[0]))
+        try:
+            embeds, _ = self.pipeline.encode_prompt(prompt=[prompt], image=self._as_seen(controls[0]))
+        except TypeError as error:  # raised by diffusers' own warning that a prompt is cut
+            raise HywuError(
+                f"The backbone {self.kind} reads at most {_MAX_TOKENS} tokens of a prompt; this one is "
+                f"longer: {prompt[:60]!r} ..."
+            ) from error
         return {EMBEDS: embeds}
 
     def _as_seen(self, picture: Tensor) -> Any:

@@ -14,6 +14,7 @@ import torch
 from ..errors import HywuError
 
 _PACKAGES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
+_DEVICES = {"torchao": ("cuda", "xpu", "cpu"), "bitsandbytes": ("cuda", "xpu")}  # as diffusers has them
 QUANTIZATIONS = tuple(_PACKAGES)
 _WHOLE = ("x_embedder", "context_embedder", "img_in", "txt_in", "time_text_embed", "time_embed", "norm_out")
 
@@ -30,8 +31,9 @@ def quantization_config(kind: str | None, device: torch.device, dtype: torch.dty
     package = _PACKAGES[kind]
     if find_spec(package) is None:
         raise HywuError(f"Quantisation to {kind} needs the package {package}: pip install {package}")
-    if device.type == "mps":
-        raise HywuError(f"Quantisation to {kind} is not possible on {device}; load the transformer whole.")
+    possible = _DEVICES[package]
+    if device.type not in possible:
+        raise HywuError(f"Quantisation to {kind} is not possible on {device}, only on {', '.join(possible)}.")
     import diffusers
 
     whole = list(_WHOLE)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .folders import ModelFolder
-from .loading import load_part
+from .loading import attempt, load_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,10 +35,9 @@ def load_processor(folder: ModelFolder, name: str) -> Qwen2VLProcessor:
             return super().check_argument_for_proper_class(argument_name, argument)
 
     part = folder.part(name)
-    return PictureProcessor(
-        image_processor=AutoImageProcessor.from_pretrained(part, local_files_only=True),
-        tokenizer=AutoTokenizer.from_pretrained(part, local_files_only=True),
-    )
+    pictures = attempt(part, lambda: AutoImageProcessor.from_pretrained(part, local_files_only=True))
+    words = attempt(part, lambda: AutoTokenizer.from_pretrained(part, local_files_only=True))
+    return PictureProcessor(image_processor=pictures, tokenizer=words)
 
 
 def to_pil(picture: Tensor) -> Image:

@@ -47,10 +47,5 @@ class FlowSchedule:
     def _mu(self, n_tokens: int) -> float:
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-        defaults = {
-            "base_image_seq_len": 256,
-            "max_image_seq_len": 4096,
-            "base_shift": 0.5,
-            "max_shift": 1.15,
-        }
-        return calculate_shift(n_tokens, *(self.config.get(name, value) for name, value in defaults.items()))
+        ends = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        return calculate_shift(n_tokens, *(self._scheduler().config[name] for name in ends))

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     LongCatImageTransformer2DModel,
@@ -32,6 +34,9 @@ from transformers import (
     T5EncoderModel,
     T5TokenizerFast,
 )
+
+from hywu_core.backbones.folders import ModelFolder
+from hywu_core.backbones.qwen_vl import load_processor
 
 LATENT_CHANNELS = 16
 HEAD = 128  # width of an attention head, as all three models have it
@@ -114,6 +119,7 @@ def write_qwen_image_edit(
     n_layers: int = 1,
     text_dim: int = 32,
     zero_cond_t: bool = False,
+    dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Path:
     """Qwen-Image-Edit-2509, or -2511 with zero_cond_t; heads * 128 channels wide (the real one: 24 heads)."""
@@ -133,7 +139,7 @@ def write_qwen_image_edit(
                 joint_attention_dim=text_dim,
                 zero_cond_t=zero_cond_t,
             )
-        ),
+        ).to(dtype),
         vae=AutoencoderKLQwenImage(
             base_dim=4,
             z_dim=LATENT_CHANNELS,
@@ -179,6 +185,17 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "qwen_image_edit": write_qwen_image_edit,
     "longcat_image_edit": write_longcat_image_edit,
 }
+
+
+def open_pipeline(folder: Path) -> DiffusionPipeline:
+    """The real pipeline of a folder, in float32; processors are given to it where torchvision is missing."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    names = (name for name, entry in index.items() if entry[1:] == ["Qwen2VLProcessor"])
+    processors = {name: load_processor(ModelFolder(folder, folder.name), name) for name in names}
+    pipeline_class = getattr(diffusers, index["_class_name"])
+    pipeline = pipeline_class.from_pretrained(folder, local_files_only=True, **processors)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 class _Processor:

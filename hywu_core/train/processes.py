@@ -37,7 +37,7 @@ def one_speaks(*agreed: type[HywuError]) -> Iterator[None]:
 
 
 def first_process() -> bool:
-    """Whether this is the first process that torchrun started, or the only one; known before they have met."""
+    """Whether this is the first process that torchrun started, or the only one; known from the start."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

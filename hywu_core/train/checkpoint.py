@@ -35,6 +35,10 @@ class TrainState:
     saved: int = 0  # the step of the last checkpoint written or read
     _writing: tuple[int, Path, Future] | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        # Now: between two passes a sharded module may have its weights whole, which are other parameters.
+        self._names = {parameter: name for name, parameter in self.module.named_parameters()}
+
     @property
     def step(self) -> int:
         """Steps done."""
@@ -116,8 +120,7 @@ class TrainState:
 
     def _trained(self) -> dict[str, nn.Parameter]:
         """The optimiser's parameters, in its order, by the names the module has for them."""
-        names = {parameter: name for name, parameter in self.module.named_parameters()}
-        return {names[parameter]: parameter for parameter in trained(self.optimizer)}
+        return {self._names[parameter]: parameter for parameter in trained(self.optimizer)}
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self.module.state_dict().items():

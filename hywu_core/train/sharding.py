@@ -48,6 +48,9 @@ def unshard(module: nn.Module, keep: bool) -> None:
     from torch.distributed.fsdp import FSDPModule, fully_shard
     from torch.distributed.tensor import DTensor
 
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()  # a pass without gradients leaves some weights whole, in another precision
     for part in list(module.modules()):
         for name, parameter in list(part.named_parameters(recurse=False)):
             if isinstance(parameter.data, DTensor):

@@ -8,10 +8,11 @@ from torch import nn
 from hywu_core import Condition, GeneratorConfig, LoraSpec, ParameterGenerator, attach
 from hywu_core.train.config import TrainConfig
 from hywu_core.train.loop import Task
+from hywu_core.train.shown import Shown
 
 REPEATS = 3  # noise levels of a condition
 CONFIG = TrainConfig(
-    steps=4, batch_size=24, lr=0.02, warmup=1, checkpoint_every=2, device="cpu", grad_clip=0.5
+    steps=4, batch_size=24, lr=0.02, warmup=1, checkpoint_every=2, sample_every=2, device="cpu", grad_clip=0.5
 )
 RUN = {"recipe": "tiny", "config": CONFIG.to_dict(), "settings": {}}
 D = 6
@@ -87,6 +88,13 @@ class Tiny(Task):
         loss = (self.predict(x) - target[rows]).square().mean()
         self.scalars = {"rows": torch.tensor(float(len(rows)))}
         return loss * self.act(self.seen[-1] + 1)
+
+    @torch.no_grad()
+    def show(self):
+        """How strong the LoRA of one condition is: a pass without gradients between two with them."""
+        adapter = self.module["generator"](Condition(torch.linspace(-1, 1, 20).view(1, 4, 5)))
+        power = sum(float(B.square().mean()) for _, B in adapter.values())
+        return Shown({"power": power}, (), ())
 
     def finish(self, out):
         return ""

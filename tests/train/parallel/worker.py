@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from hywu_core import Condition
 from hywu_core.cli import command
 from hywu_core.train.loop import train
 from hywu_core.train.parallel import Parallel, ParallelConfig
@@ -35,27 +34,22 @@ def first_gradients(task, parallel, config) -> tuple[float, dict[str, torch.Tens
         (loss / config.accumulate).backward()
         losses.append(loss.detach())
     parallel.average_gradients(task.module.parameters())
-    task.written = written(task.generator)
     found = {name: p.grad for name, p in task.module.named_parameters()}
     whole = {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in found.items()}
     return float(parallel.mean(torch.stack(losses).mean())), whole
-
-
-@torch.no_grad()
-def written(generator) -> list[float]:
-    """Some numbers of what a generator, sharded or not, writes where no gradient is recorded."""
-    adapter = generator(Condition(torch.linspace(-1, 1, 20).view(1, 4, 5)))
-    return [float(B.square().mean()) for _, B in adapter.values()]
 
 
 class Told:
     """A watch that remembers."""
 
     def __init__(self) -> None:
-        self.reports = []
+        self.reports, self.shown = [], []
 
     def on_step(self, report) -> None:
         self.reports.append([report.step, report.loss, report.grad_norm, report.rows, report.scalars["rows"]])
+
+    def on_show(self, step, shown) -> None:
+        self.shown.append([step, shown.scalars["power"]])
 
 
 def steps(folder: Path, arrangement: dict, settings: dict, task: str = "Tiny") -> None:
@@ -64,20 +58,19 @@ def steps(folder: Path, arrangement: dict, settings: dict, task: str = "Tiny") -
     if task == "TinyFlux":  # diffusers asks which accelerator is a process's own, and does not use it
         torch.accelerator.device_count = lambda: 1
     parallel, config = Parallel(ParallelConfig(**arrangement)), replace(CONFIG, **settings)
-    task = make()
-    loss, gradients = first_gradients(task, parallel, config)
+    loss, gradients = first_gradients(make(), parallel, config)
     if parallel.main:
         (folder / "run").mkdir(parents=True)
         save_file({n: g.contiguous() for n, g in gradients.items()}, folder / "gradients.safetensors")
     parallel.barrier()
-    looked, task, told = task.written, make(), Told()
+    task, told = make(), Told()
     losses = train(task, config, folder / "run", RUN, parallel=parallel, watch=told)
     if parallel.main:
         task.attachment.remove()
         out = task.predict(torch.ones(2, 6)).tolist()  # whole again: nobody else calls
         weights = {n: w.detach().contiguous() for n, w in task.module.state_dict().items()}
         save_file(weights, folder / "weights.safetensors")
-        tell(folder, loss=loss, losses=losses, reports=told.reports, out=out, written=looked)
+        tell(folder, loss=loss, losses=losses, reports=told.reports, out=out, shown=told.shown)
 
 
 def stopped(folder: Path, by: str, arrangement: dict) -> None:

@@ -63,15 +63,16 @@ def parser() -> argparse.ArgumentParser:
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "torchao", "bitsandbytes")
 _NAMED = ("steps", "batch_size", "lr", "seed", "device", "precision", "adaptation", "backbone", "encoder")
 _NAMED += ("quantize", "allow_download", "resolution")
-_PATHS = ("data", "cache")
+_PATHS = ("data", "cache", "backbone", "encoder")
+_ALWAYS = ("data", "cache")  # the others may be hub ids
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, str]:
     """The settings named on the command line."""
     given = {name: value for name in _NAMED if (value := getattr(arguments, name)) is not None}
     for name in _PATHS:  # whole, for a resumed run may start elsewhere
-        if (path := getattr(arguments, name)) is not None:
-            given[name] = str(path.resolve())
+        if (path := getattr(arguments, name)) is not None and (name in _ALWAYS or Path(path).exists()):
+            given[name] = str(Path(path).resolve())
     if arguments.data is not None:
         given["data_options"] = plain_options(arguments)
     for assignment in arguments.set:
@@ -173,6 +174,7 @@ def _run(planned: Plan, parallel: Parallel) -> int:
         first = describe(out).step if planned.resume else 0
         with RunWatch(out, first) if parallel.main else nullcontext() as watch:
             losses = train(task, config, out, run, planned.resume, parallel, watch)
+        parallel.leave()  # nobody waits while the first process measures what has come of it
         if not parallel.main:
             return 0
         title = f"{planned.recipe.name}, {config.steps} steps of {config.batch_size}"

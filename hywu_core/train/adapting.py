@@ -74,6 +74,10 @@ class AdaptingTask(Task):
     def velocity(self, x: Tensor, time: Tensor, inputs: Any) -> Tensor:
         """The backbone at x (rows, Z, h, w) and time (rows,): (rows, Z, h, w)."""
 
+    @abstractmethod
+    def tokens_per_row(self, batch: Edits) -> int:
+        """Tokens that the backbone computes for a row: text, noisy and reference ones."""
+
     def shifted(self, time: Tensor, target: Tensor) -> Tensor:
         """Times drawn for latents of this size, moved to where the backbone learns; by default as drawn."""
         return time
@@ -97,10 +101,11 @@ class AdaptingTask(Task):
             self.share,
             lambda time: self.shifted(time, batch.target),
         )
+        self.scalars = {"tokens_per_row": torch.tensor(float(self.tokens_per_row(batch)))}
         if adapter is None or not self.strength_penalty:
             return loss
         power = update_power(adapter)
-        self.scalars = {"flow_loss": loss.detach(), "update_power": power.detach()}
+        self.scalars |= {"flow_loss": loss.detach(), "update_power": power.detach()}
         return loss + self.strength_penalty * power
 
     def _adapt(self, adapter: Adapter | None) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.embedded import EmbeddedBackbone
+from ..backbones.packing import PATCH
 from ..conditions import Condition
 from ..conditions.embedded import CONDITION_DIM, EmbeddedConditionEncoder, embedded_condition
 from ..data.photo_ops import OPS
@@ -146,6 +147,12 @@ class HywuTask(AdaptingTask):
     def velocity(self, x: Tensor, time: Tensor, inputs: EmbeddedInputs) -> Tensor:
         """The embedded FLUX."""
         return self._run(x, time, inputs.source, inputs.text)
+
+    def tokens_per_row(self, batch: Edits) -> int:
+        """Of the embedded FLUX."""
+        inputs: EmbeddedInputs = batch.inputs
+        pictures = (batch.target, inputs.source)
+        return inputs.text.tokens.shape[1] + sum(x.shape[-2] * x.shape[-1] // PATCH**2 for x in pictures)
 
     def finish(self, out: Path) -> str:
         """Write what was learned; compare with the frozen base on held-out photographs."""

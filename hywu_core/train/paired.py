@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import EditBackbone
-from ..backbones.inputs import EditInputs
+from ..backbones.inputs import EMBEDS, EditInputs
 from ..backbones.packing import PATCH
 from ..data.paired.sampler import Batches
 from ..errors import HywuError
@@ -120,6 +120,12 @@ class PairedTask(AdaptingTask):
     def velocity(self, x: Tensor, time: Tensor, inputs: EditInputs) -> Tensor:
         """The backbone's."""
         return self._run(x, time, inputs)
+
+    def tokens_per_row(self, batch: Edits) -> int:
+        """Text, noisy and control tokens."""
+        inputs: EditInputs = batch.inputs
+        pictures = (batch.target, *inputs.controls)
+        return inputs.text[EMBEDS].shape[1] + sum(x.shape[-2] * x.shape[-1] // PATCH**2 for x in pictures)
 
     def shifted(self, time: Tensor, target: Tensor) -> Tensor:
         """As this backbone was trained at this size."""

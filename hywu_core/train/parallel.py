@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
 from ..devices import resolve_device
 from ..errors import HywuError
@@ -27,8 +26,7 @@ from ..generator import ParameterGenerator
 from ..generator.model import KEEP_START_BYTES
 from ..generator.sequence import WHOLE
 from .processes import AgreedError, Processes
-from .sequence import DividedSequence
-from .sharding import blocks, recompute, shard, unshard
+from .sharding import blocks, can_shard, recompute, shard, unshard
 from .share import Share
 from .ulysses import read_alone, read_together
 
@@ -143,9 +141,14 @@ class Parallel(Processes):
         try:
             yield cls(config)
         except (AgreedError, KeyboardInterrupt):
-            dist.destroy_process_group()
+            _part()
             raise
-        dist.destroy_process_group()  # after another error the others may never answer
+        _part()  # after another error the others may never answer
+
+    def leave(self) -> None:
+        """Part from the others before the end: what follows is done by each process for itself."""
+        if self.world > 1:
+            _part()
 
     @property
     def share(self) -> Share:
@@ -162,6 +165,10 @@ class Parallel(Processes):
             self._prepare(module)
         if self.world == 1:
             return
+        from torch.distributed.device_mesh import init_device_mesh
+
+        from .sequence import DividedSequence
+
         for parameter in task.module.parameters():  # equal seeds may differ on unequal machines
             dist.broadcast(parameter.detach(), 0)
         kind = next(task.module.parameters()).device.type
@@ -176,8 +183,9 @@ class Parallel(Processes):
                 module.keep_start_bytes = 0  # sharded weights do not count how often they are written
                 module.sequence = DividedSequence(team["ulysses"]) if self.config.sequence > 1 else WHOLE
             shard(module, mesh, torch.bfloat16 if config.precision == "bf16" else None)
-        for module in task.frozen if inner > 1 else ():
-            shard(module, mesh)
+        for module in task.frozen:
+            if inner > 1 and can_shard(module):
+                shard(module, mesh)
 
     def _readers(self, task: Task) -> list[nn.Module]:
         """The transformers whose images a team reads together."""
@@ -210,3 +218,8 @@ class Parallel(Processes):
             unshard(module, keep=self.main)
             if isinstance(module, ParameterGenerator):
                 module.sequence, module.keep_start_bytes = WHOLE, KEEP_START_BYTES
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

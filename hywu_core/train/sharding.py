@@ -24,6 +24,14 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
+def can_shard(module: nn.Module) -> bool:
+    """Whether a module's weights are plain numbers; quantised ones stay whole on each process."""
+    return all(
+        type(p) is nn.Parameter and type(p.data) is torch.Tensor and p.is_floating_point()
+        for p in module.parameters()
+    )
+
+
 def shard(module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
     """Cut up every block of a module, and then the rest of it, over the last dimension of the mesh.
 

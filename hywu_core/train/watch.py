@@ -52,6 +52,8 @@ class RunWatch:
             "samples_per_second": per_second,
             **report.scalars,
         }
+        if "tokens_per_row" in numbers:
+            numbers["tokens_per_second"] = per_second * numbers.pop("tokens_per_row")
         if self._flops and self._peak:
             numbers["mfu"] = per_second * self._flops / self._peak
         if (memory := memory_bytes()) is not None:

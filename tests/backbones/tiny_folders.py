@@ -122,7 +122,10 @@ def write_qwen_image_edit(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Path:
-    """Qwen-Image-Edit-2509, or -2511 with zero_cond_t; heads * 128 channels wide (the real one: 24 heads)."""
+    """Qwen-Image-Edit-2509, or -2511 with zero_cond_t; heads * 128 channels wide.
+
+    ComfyUI opens its transformer only with the true widths: 24 heads, text_dim 3584.
+    """
     torch.manual_seed(seed)
     tokenizer = _qwen_tokenizer()
     return _write(
@@ -138,8 +141,9 @@ def write_qwen_image_edit(
                 num_attention_heads=heads,
                 joint_attention_dim=text_dim,
                 zero_cond_t=zero_cond_t,
-            )
-        ).to(dtype),
+            ),
+            dtype,
+        ),
         vae=AutoencoderKLQwenImage(
             base_dim=4,
             z_dim=LATENT_CHANNELS,
@@ -234,11 +238,12 @@ def _write(folder: Path, pipeline: str, **parts: Any) -> Path:
     return folder
 
 
-def _spread(transformer: nn.Module) -> nn.Module:
+def _spread(transformer: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Random weights where diffusers begins with zeros, so that every input has an effect."""
     for parameter in transformer.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
+        parameter.data = parameter.data.to(dtype)
     return transformer
 
 

@@ -89,13 +89,13 @@ def write(
 ) -> Future:
     """Begin to write; the future is done when the checkpoint has its name. `tensors` may change at once.
 
-    Called by every process of `group`, each with its shards. Raises HywuError where torch is too old.
+    Called by every process of `group`, each with its shards.
     """
     from torch.distributed.checkpoint import async_save
 
     writer = _writer(folder, step, run)
     _expect_one_process()
-    return async_save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
+    return async_save(dict(tensors), storage_writer=writer, process_group=group)
 
 
 def wait(writing: Future, folder: Path, step: int) -> None:
@@ -145,14 +145,13 @@ def _reason(error: Any) -> BaseException:
 
 
 def _reader(path: Path) -> Any:
-    _require_storage()
+    require_storage()
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
     return HuggingFaceStorageReader(str(path))
 
 
 def _writer(folder: Path, step: int, run: Mapping[str, object]) -> Any:
-    _require_storage()
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
     hidden = _hidden(folder, step)
@@ -199,7 +198,8 @@ def _expect_one_process() -> None:
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
-def _require_storage() -> None:
+def require_storage() -> None:
+    """HywuError where torch is too old to write or read checkpoints."""
     try:
         from torch.distributed.checkpoint import HuggingFaceStorageWriter  # noqa: F401
     except ImportError as error:

@@ -19,7 +19,7 @@ from ..errors import HywuError
 from ..generator import ParameterGenerator
 from .average import Average
 from .checkpoint import TrainState
-from .checkpoint_files import clear
+from .checkpoint_files import clear, require_storage
 from .config import TrainConfig
 from .gradients import clip
 from .interrupt import deferred_interrupt
@@ -112,6 +112,7 @@ def train(
     process that cannot be reached, with HywuError. Checkpoints that a finished run left in `out` are removed
     first, unless this run continues from one.
     """
+    require_storage()
     parallel = parallel or Parallel()
     device = resolve_device(config.device)
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")

@@ -131,6 +131,8 @@ class Parallel(Processes):
         kind = resolve_device(device).type
         if kind not in ("cpu", "cuda"):
             raise HywuError(f"{world} processes cannot train together on '{kind}'; use cuda or cpu.")
+        if torch.device(device if device != "auto" else kind).index is not None:
+            raise HywuError(f"{world} processes cannot share '{device}'; say cuda, and each gets its own.")
         if kind == "cuda":
             place, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
             if place >= there:
@@ -171,7 +173,7 @@ class Parallel(Processes):
 
         for parameter in task.module.parameters():  # equal seeds may differ on unequal machines
             dist.broadcast(parameter.detach(), 0)
-        kind = next(task.module.parameters()).device.type
+        kind = resolve_device(config.device).type
         inner = self.config.shard * self.config.sequence
         mesh = init_device_mesh(kind, (self.config.replicate, inner), mesh_dim_names=("replicate", "shard"))
         teams = (self.world // self.config.sequence, 1, self.config.sequence)

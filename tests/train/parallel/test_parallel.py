@@ -9,7 +9,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +20,11 @@ from hywu_core.errors import HywuError
 from hywu_core.train.checkpoint_files import describe, newest
 from hywu_core.train.loop import train
 from hywu_core.train.parallel import Parallel, ParallelConfig
+from hywu_core.train.sharding import can_shard
 from hywu_core.train.share import Share
 
-from .tiny import CONFIG, RUN, Tiny, TinyFlux
-from .worker import Told, first_gradients
+from .tiny import CONFIG, RUN, Model, Tiny, TinyFlux
+from .worker import Told, first_gradients, size
 
 ROOT = Path(__file__).resolve().parents[3]
 TWO = {
@@ -142,7 +142,9 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(on_two, tmp_path,
     assert [told(folder, rank)["said"] for rank in (0, 1)] == ["KeyboardInterrupt: "] * 2
     copy_checkpoint(newest(folder / "run"), tmp_path)
     assert describe(tmp_path).step == 3
-    assert train(Tiny(), CONFIG, tmp_path, RUN, resume=True) == pytest.approx(curve(CONFIG.steps), abs=1e-5)
+    (tmp_path / "whole").mkdir()
+    whole = train(Tiny(), CONFIG, tmp_path / "whole", RUN)
+    assert train(Tiny(), CONFIG, tmp_path, RUN, resume=True) == pytest.approx(whole, abs=1e-5)
 
 
 def test_a_loss_that_is_no_number_on_one_process_stops_all(on_two):
@@ -160,20 +162,33 @@ def test_when_one_process_is_killed_the_run_ends_with_a_sentence(on_two):
     assert 2 <= describe(out / "killed" / "run").step < at
 
 
-def curve(n: int) -> list[float]:
-    """The losses of a run that nothing disturbed, on one process."""
-    with tempfile.TemporaryDirectory() as folder:
-        return train(Tiny(), replace(CONFIG, steps=n), Path(folder), RUN)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Losses of a run on one process, and the size of what it exports."""
+    task = Tiny()
+    losses = train(task, replace(CONFIG, steps=LONG, ema=0.9), tmp_path_factory.mktemp("one"), RUN)
+    return losses, size(task.module)
 
 
-def test_a_killed_run_goes_on_with_fewer_processes(on_two, tmp_path):
+def test_a_killed_run_goes_on_with_fewer_processes(on_two, undisturbed, tmp_path):
     copy_checkpoint(newest(on_two[1] / "killed" / "run"), tmp_path)
-    losses = train(Tiny(), replace(CONFIG, steps=LONG), tmp_path, RUN, resume=True)
-    assert losses == pytest.approx(curve(LONG), abs=1e-5)
+    task = Tiny()
+    losses = train(task, replace(CONFIG, steps=LONG, ema=0.9), tmp_path, RUN, resume=True)
+    assert losses == pytest.approx(undisturbed[0], abs=1e-5)
+    assert size(task.module) == pytest.approx(undisturbed[1], rel=1e-4)
 
 
-def test_a_killed_run_goes_on_with_more_processes(on_four):
-    assert told(on_four / "resumed")["losses"] == pytest.approx(curve(LONG), abs=1e-5)
+def test_a_killed_run_goes_on_with_more_processes(on_four, undisturbed):
+    resumed = told(on_four / "resumed")
+    assert resumed["losses"] == pytest.approx(undisturbed[0], abs=1e-5)
+    assert resumed["exported"] == pytest.approx(undisturbed[1], rel=1e-4)
+
+
+def test_quantised_weights_are_not_cut_up():
+    model = Model()
+    assert can_shard(model)
+    model.out.weight = torch.nn.Parameter(torch.zeros(6, 6, dtype=torch.int8), requires_grad=False)
+    assert not can_shard(model)
 
 
 def test_an_arrangement_that_is_no_whole_is_refused_with_its_numbers():

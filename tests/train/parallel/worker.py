@@ -39,6 +39,11 @@ def first_gradients(task, parallel, config) -> tuple[float, dict[str, torch.Tens
     return float(parallel.mean(torch.stack(losses).mean())), whole
 
 
+def size(module) -> float:
+    """One number for all weights."""
+    return sum(float(p.detach().double().abs().sum()) for p in module.parameters())
+
+
 class Told:
     """A watch that remembers."""
 
@@ -98,11 +103,11 @@ def stopped(folder: Path, by: str, arrangement: dict) -> None:
 def resumed(folder: Path, source: str, arrangement: dict, n: int) -> None:
     """Continue the run of another job."""
     parallel = Parallel(ParallelConfig(**arrangement))
-    config = replace(CONFIG, steps=n)
-    losses = train(Tiny(), config, folder.parent / source / "run", RUN, True, parallel)
+    config, task = replace(CONFIG, steps=n, ema=0.9), Tiny()
+    losses = train(task, config, folder.parent / source / "run", RUN, True, parallel)
     if parallel.main:
         folder.mkdir()
-        tell(folder, losses=losses)
+        tell(folder, losses=losses, exported=size(task.module))
 
 
 def killed(folder: Path, at: int, n: int) -> None:
@@ -117,7 +122,7 @@ def killed(folder: Path, at: int, n: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return 1.0
 
-    train(Tiny(act), replace(CONFIG, steps=n), folder / "run", RUN, parallel=parallel)
+    train(Tiny(act), replace(CONFIG, steps=n, ema=0.9), folder / "run", RUN, parallel=parallel)
 
 
 def tell(folder: Path, rank: int = 0, **plain) -> None:

@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from .config import TrainConfig
     from .loop import Task
 
-_TIMEOUT = timedelta(
-    minutes=30
-)  # for the slowest process to build its models, and for a hung one to be noticed
+# For the slowest process to build its models, and until one that hangs is noticed.
+_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,11 @@ def add_parallel_arguments(parse: argparse.ArgumentParser) -> None:
     """The arrangement on the command line; a resumed run may have another."""
     group = parse.add_argument_group("many processes", "under torchrun, one for each GPU")
     group.add_argument("--replicate", type=int, default=1, help="copies of all weights")
-    group.add_argument(
-        "--shard", type=int, default=0, help="processes that share them out (default: the rest)"
-    )
+    group.add_argument("--shard", type=int, default=0, help="processes that share them (default: the rest)")
     group.add_argument("--sequence", type=int, default=1, help="processes that write adapters together")
     group.add_argument("--ulysses", action="store_true", help="they also read images together")
     group.add_argument("--recompute", action="store_true", help="recompute activations, block by block")
-    group.add_argument(
-        "--compile-blocks", action="store_true", help="compile generator and backbone by blocks"
-    )
+    group.add_argument("--compile-blocks", action="store_true", help="compile all models, block by block")
 
 
 def parallel_config(arguments: argparse.Namespace) -> ParallelConfig:

@@ -174,6 +174,7 @@ def _run(planned: Plan, parallel: Parallel) -> int:
         first = describe(out).step if planned.resume else 0
         with RunWatch(out, first) if parallel.main else nullcontext() as watch:
             losses = train(task, config, out, run, planned.resume, parallel, watch)
+        parallel.leave()  # nobody waits while the first process measures what has come of it
         if not parallel.main:
             return 0
         title = f"{planned.recipe.name}, {config.steps} steps of {config.batch_size}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -19,13 +19,13 @@ from ..errors import HywuError
 from ..generator import ParameterGenerator
 from .average import Average
 from .checkpoint import TrainState
-from .checkpoint_files import remove_all
+from .checkpoint_files import clear, require_storage
 from .config import TrainConfig
 from .gradients import clip
 from .interrupt import deferred_interrupt
 from .optimizer import make_optimizer, trained, update
 from .parallel import Parallel
-from .processes import AgreedError
+from .processes import AgreedError, Processes
 from .progress import training_bar
 from .report import Readings, StepReport
 from .share import Share
@@ -112,6 +112,7 @@ def train(
     process that cannot be reached, with HywuError. Checkpoints that a finished run left in `out` are removed
     first, unless this run continues from one.
     """
+    require_storage()
     parallel = parallel or Parallel()
     device = resolve_device(config.device)
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
@@ -126,18 +127,30 @@ def train(
     average = Average(task.module, config.ema) if config.ema else None
     optimizer = make_optimizer(task.module, config)
     state = TrainState(task.module, optimizer, generator, [], average, parallel)
-    if resume:
-        state.restore(out)
+    with _all_answering(state, out, parallel):
         if parallel.main:
-            log.info("resuming %s at step %d of %d", task.name, state.step, config.steps)
-    else:
-        if parallel.main:
-            remove_all(out)
+            clear(out, keep=resume)
         parallel.barrier()
-    try:
+        if resume:
+            state.restore(out)
+            if parallel.main:
+                log.info("resuming %s at step %d of %d", task.name, state.step, config.steps)
         _Steps(task, config, state, out, parallel, watch).run(run)
+        if average is not None:
+            average.apply()
+        if task.shows_at_end or config.sample_every:
+            show(task, state.step, parallel, watch)
+        parallel.gather(task)
+    return state.losses
+
+
+@contextmanager
+def _all_answering(state: TrainState, out: Path, processes: Processes) -> Iterator[None]:
+    """Say in a sentence when a process does not answer; leave no checkpoint half written, however it ends."""
+    try:
+        yield
     except RuntimeError as error:
-        if not parallel.lost(error):
+        if not processes.lost(error):
             raise
         raise HywuError(
             f"A process of this run has ended or cannot be reached, near step {state.step + 1}; "
@@ -145,12 +158,6 @@ def train(
         ) from error
     finally:
         state.abandon()
-    if average is not None:
-        average.apply()
-    if task.shows_at_end or config.sample_every:
-        show(task, state.step, parallel, watch)
-    parallel.gather(task)
-    return state.losses
 
 
 def show(task: Task, step: int, parallel: Parallel, watch: Watch | None) -> None:

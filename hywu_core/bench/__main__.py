@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from ..cli import command
+from ..report import check_json, write_json
 from . import apply, generator
-from .report import check_json, write_json
 
 BENCHES = {"apply": apply, "generator": generator}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..generator import ParameterGenerator
-from .measure import Matmul
+from ..measure import Matmul
 
 
 @dataclass(frozen=True)

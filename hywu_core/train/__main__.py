@@ -14,6 +14,7 @@ import torch
 from ..cli import INTERRUPTED, check_folder, command, require
 from ..errors import HywuError
 from ..storage import atomic_path
+from . import plan as planning
 from . import recipes
 from .check_data import add_arguments, check_data, refuse_stray
 from .checkpoint import FILE_NAME, read_checkpoint
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting of the recipe"
     )
     add_arguments(parse)
+    planning.add_arguments(parse)
     return parse
 
 
@@ -124,7 +126,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if arguments.check_data is not None:
         return check_data(arguments)
+    if arguments.plan:
+        return planning.plan_command(arguments)
     refuse_stray(arguments)
+    planning.refuse_stray(arguments)
     planned = plan(arguments)
     require("diffusers", "matplotlib")
     config, out, run = planned.config, planned.out, planned.describe()

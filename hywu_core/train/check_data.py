@@ -65,12 +65,18 @@ def add_arguments(parse: argparse.ArgumentParser) -> None:
 
 def refuse_stray(arguments: argparse.Namespace) -> None:
     """HywuError for arguments about a data set where none is given; they would be without effect."""
+    if flag := stray(arguments, add_arguments):
+        raise HywuError(f"{flag} is about a data set; name that with --check-data PATH.")
+
+
+def stray(arguments: argparse.Namespace, add: Callable[[argparse.ArgumentParser], None]) -> str | None:
+    """The first of the flags that `add` adds which is not at its default."""
     alone = argparse.ArgumentParser()
-    add_arguments(alone)
+    add(alone)
     for name, default in vars(alone.parse_args([])).items():
         if getattr(arguments, name) != default:
-            flag = "--" + name.replace("_", "-")
-            raise HywuError(f"{flag} is about a data set; name that with --check-data PATH.")
+            return "--" + name.replace("_", "-")
+    return None
 
 
 def options_of(arguments: argparse.Namespace) -> Options:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ..cli import command
 from ..report import check_json, write_json
-from . import apply, generator
+from . import apply, generator, train
 
-BENCHES = {"apply": apply, "generator": generator}
+BENCHES = {"apply": apply, "generator": generator, "train": train}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -25,8 +25,8 @@ from ..conditions import Condition
 from ..embedded.text import TextFeatures
 from ..generator import GeneratorConfig, ParameterGenerator
 from ..lora import LoraSpec
-from ..train.loop import parameter_groups
 from ..train.objective import sample_times
+from ..train.optimizer import parameter_groups
 
 _GRAD_CLIP = 1.0
 

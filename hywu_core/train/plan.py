@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from functools import cache
 
 from ..cli import require
 from ..errors import HywuError
 from ..report import check_json, write_json
 from .check_data import stray
-from .plan_arrangement import BACKBONE_BYTES, Arrangement, Shares
+from .parallel import parallel_config
+from .plan_arrangement import Arrangement, Shares
 from .plan_devices import EFFICIENCY, accelerator, accelerator_names
 from .plan_model import TrainPlan, plan
 from .plan_report import report
@@ -17,15 +19,16 @@ from .plan_sizes import size_names, train_size
 from .plan_step import Rehearsal
 
 _GB = 1e9
-_OF_THE_RUN = ("accumulate", "weights")  # settings that a run has besides those of its sizes
+# Settings of a run that a plan reads beside its sizes, and those that change nothing of it.
+_OF_THE_RUN = ("batch_size", "accumulate", "precision", "weights", "quantize")
+_OF_NO_WEIGHT = ("steps", "lr", "seed", "device", "warmup", "checkpoint_every")
 
 
 def add_arguments(parse: argparse.ArgumentParser) -> None:
     """What there is to say about the machines of a run that is only planned."""
     group = parse.add_argument_group(
         "a plan before a run",
-        f"With --recipe {', '.join(size_names())}; --batch-size, --precision, --set and --json say what they "
-        "say elsewhere.",
+        f"for --recipe {', '.join(size_names())}; all else on the command line means what it means in a run.",
     )
     group.add_argument("--plan", action="store_true", help="print memory, work, traffic and time of a step")
     group.add_argument(
@@ -35,25 +38,6 @@ def add_arguments(parse: argparse.ArgumentParser) -> None:
         "--gpu", default="h100", choices=accelerator_names(), help="their kind (default: %(default)s)"
     )
     group.add_argument("--memory", type=float, metavar="GB", help="of each (default: as the kind has)")
-    group.add_argument("--shard", type=int, metavar="N", help="GPUs that share the weights (default: all)")
-    group.add_argument(
-        "--sequence", type=int, default=1, metavar="N", help="GPUs that share a condition's LoRA"
-    )
-    group.add_argument(
-        "--backbone-sequence", type=int, default=1, metavar="N", help="GPUs that share a row's tokens"
-    )
-    group.add_argument(
-        "--backbone-weights",
-        default="bf16",
-        choices=BACKBONE_BYTES,
-        help="how the frozen weights are kept (default: %(default)s)",
-    )
-    group.add_argument(
-        "--gradient-checkpointing",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="plan for recomputed activations",
-    )
     group.add_argument(
         "--efficiency",
         type=float,
@@ -72,8 +56,11 @@ def refuse_stray(arguments: argparse.Namespace) -> None:
         raise HywuError(f"{flag} is about a plan; ask for one with --plan.")
 
 
-def plan_command(arguments: argparse.Namespace) -> int:
-    """Print the plan, or how wrong plans are; returns the exit code."""
+def plan_command(arguments: argparse.Namespace, given: Mapping[str, str]) -> int:
+    """Print the plan, or how wrong plans are; returns the exit code.
+
+    given: the settings of the run that are named on the command line.
+    """
     check_json(arguments.json)
     require("diffusers")
     if arguments.measure:
@@ -82,7 +69,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
         result = measure(arguments.device or "cpu")
         print(measured_report(result))  # noqa: T201
     else:
-        plans = _plans(arguments)
+        plans = _plans(arguments, given)
         print(report(plans))  # noqa: T201
         result = {"plans": [each.to_dict() for each in plans]}
     if arguments.json is not None:
@@ -90,9 +77,9 @@ def plan_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _plans(arguments: argparse.Namespace) -> list[TrainPlan]:
-    settings = dict(_assignment(each) for each in arguments.set)
-    of_run = {name: settings.pop(name) for name in _OF_THE_RUN if name in settings}
+def _plans(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[TrainPlan]:
+    of_run = {name: given[name] for name in _OF_THE_RUN if name in given}
+    settings = {name: value for name, value in given.items() if name not in (*_OF_THE_RUN, *_OF_NO_WEIGHT)}
     size = train_size(arguments.recipe or size_names()[0], settings)
     device = accelerator(arguments.gpu)
     if arguments.memory is not None:
@@ -110,30 +97,28 @@ def _plans(arguments: argparse.Namespace) -> list[TrainPlan]:
     ]
 
 
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise HywuError(f"--set {text} is not of the form NAME=VALUE.")
-    return name.replace("-", "_"), value
-
-
-def _arrangement(arguments: argparse.Namespace, of_run: dict[str, str], gpus: int) -> Arrangement:
+def _arrangement(arguments: argparse.Namespace, of_run: Mapping[str, str], gpus: int) -> Arrangement:
+    """The processes as `parallel.py` arranges them: weights are cut up over shards and sequences alike."""
+    if gpus < 1:
+        raise HywuError(f"gpus is {gpus}; it must be at least 1.")
+    processes = parallel_config(arguments).over(gpus)
+    batch = of_run.get("batch_size")
     return Arrangement(
         gpus=gpus,
-        batch_size=_whole("--batch-size", arguments.batch_size),
+        batch_size=None if batch is None else _whole("batch_size", batch),
         accumulate=_whole("accumulate", of_run.get("accumulate", "1")),
-        shard=gpus if arguments.shard is None else min(arguments.shard, gpus),
-        sequence=min(arguments.sequence, gpus),
-        backbone_sequence=min(arguments.backbone_sequence, gpus),
-        precision=arguments.precision or "bf16",
+        shard=processes.shard * processes.sequence,
+        sequence=processes.sequence,
+        backbone_sequence=processes.sequence if processes.ulysses else 1,
+        precision=of_run.get("precision", "bf16"),
         weights=of_run.get("weights", "fp32"),
-        backbone=arguments.backbone_weights,
-        checkpointing=arguments.gradient_checkpointing,
+        backbone=of_run.get("quantize", "bf16"),
+        checkpointing=processes.recompute,
     )
 
 
-def _whole(name: str, value: str | None) -> int | None:
+def _whole(name: str, value: str) -> int:
     try:
-        return None if value is None else int(value)
+        return int(value)
     except ValueError as error:
         raise HywuError(f"{name} is '{value}'; it must be a whole number.") from error

@@ -66,6 +66,11 @@ class Arrangement:
         for name in ("gpus", "accumulate", "shard", "sequence", "backbone_sequence"):
             if getattr(self, name) < 1:
                 raise HywuError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name, choices in (("weights", ("fp32", "bf16")), ("backbone", tuple(BACKBONE_BYTES))):
+            if getattr(self, name) not in choices:
+                raise HywuError(f"{name} is '{getattr(self, name)}'; choose from {', '.join(choices)}.")
+        if self.precision not in ("fp32", "tf32", "bf16"):
+            raise HywuError(f"precision is '{self.precision}'; choose fp32, tf32 or bf16.")
         for name in ("shard", "sequence", "backbone_sequence"):
             if self.gpus % getattr(self, name):
                 raise HywuError(f"{name} is {getattr(self, name)}, which does not divide {self.gpus} GPUs.")
@@ -82,11 +87,11 @@ class Arrangement:
     def numbers(self) -> Numbers:
         """How this computes. Sharded weights are gathered in bfloat16, so nothing is left to cast."""
         bf16 = self.precision == "bf16"
-        casts = bf16 and self.weights == "fp32" and self.shard == 1
+        casts = bf16 and self.weights == "fp32" and self.gpus == 1
         return Numbers(
             torch.float32 if casts or not bf16 else torch.bfloat16,
             torch.float32 if self.backbone == "fp32" else torch.bfloat16,
-            casts or (bf16 and self.backbone == "fp32"),
+            bf16,
             self.checkpointing,
         )
 

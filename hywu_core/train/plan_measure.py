@@ -22,7 +22,7 @@ from ..lora import LoraSpec
 from ..measure import Matmul, in_turns, peak_extra_bytes
 from ..report import machine, table
 from ..tokens import TokenLayout
-from .loop import parameter_groups
+from .optimizer import parameter_groups
 from .plan_arrangement import Arrangement, Shares
 from .plan_devices import Accelerator
 from .plan_model import TrainPlan, plan

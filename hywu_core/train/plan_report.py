@@ -51,14 +51,14 @@ def _advice(plan: TrainPlan) -> str:
     if state > plan.available / 2 and how.shard < how.gpus:
         advice.append(f"--shard {how.gpus}")
     if not how.checkpointing:
-        advice.append("--gradient-checkpointing")
+        advice.append("--recompute")
     elif memory["working"] + memory["generator activations"] > plan.available / 2:
         if how.sequence < how.gpus:
             advice.append(f"--sequence {min(how.gpus, 2 * how.sequence)} or more")
         if plan.batch_size * how.sequence > how.gpus:
             advice.append("a smaller --batch-size")
     if memory["backbone weights"] > plan.available / 4 and how.backbone in ("fp32", "bf16"):
-        advice.append("--backbone-weights nf4")
+        advice.append("--quantize nf4")
     if how.weights == "fp32" and how.precision == "bf16" and state > plan.available / 4:
         advice.append("--set weights=bf16")
     return f"Try {', '.join(advice or ['more GPUs'])}."

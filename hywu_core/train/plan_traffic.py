@@ -56,7 +56,7 @@ def traffic(size: TrainSize, how: Arrangement, shares: Shares, weights: Weights)
     passes = how.accumulate
     sharded, copies = how.shard, how.gpus // how.shard
     gathered, frozen = weights.generator * computes, weights.backbone * BACKBONE_BYTES[how.backbone]
-    reduced = weights.generator * (4 if how.weights == "fp32" else 2)
+    reduced = weights.generator * 4  # `sharding.py` adds gradients up in float32
     runs = 3 if how.checkpointing else 2  # forward, backward, and the forward that is repeated
     # Over its layers, then within them: two switches in each block, of the rank's own share of x.
     positions = sum(

@@ -169,7 +169,7 @@ def test_the_sentence_says_whether_it_fits_and_what_to_do(tiny):
     small = replace(planned, available=planned.peak / 2)
     assert "does not fit" in sentence(small)
     assert "the largest parts are generator activations" in sentence(small)
-    assert "--gradient-checkpointing" in sentence(small)
+    assert "--recompute" in sentence(small)
 
 
 def bands(size):
@@ -195,12 +195,12 @@ def test_small_runs_are_measured_beside_their_plans():
 
 def test_the_command_prints_a_table_and_writes_json(capsys, tmp_path):
     path = tmp_path / "plan.json"
-    command = ["--plan", "--gpus", "1", "2", "--shard", "1", "--memory", "0.001", "--set", "pixels=64"]
+    command = ["--plan", "--gpus", "1", "2", "--memory", "0.001", "--set", "pixels=64"]
     assert main([*command, "--json", str(path)]) == 0
     printed = capsys.readouterr().out
     plans = json.loads(path.read_text())["plans"]
     assert [each["arrangement"]["gpus"] for each in plans] == [1, 2]
-    assert "average gradients" in printed
+    assert "gather generator (FSDP)" in printed
     assert "1 GPU: does not fit, needs" in printed
     assert plans[0]["peak"] == pytest.approx(sum(plans[0]["memory"].values()))
 
@@ -210,11 +210,12 @@ def test_the_command_prints_a_table_and_writes_json(capsys, tmp_path):
     [
         (["--plan", "--recipe", "nonsense"], "no plan for 'nonsense'"),
         (["--plan", "--gpus", "0"], "gpus is 0"),
-        (["--plan", "--gpus", "3", "--shard", "2"], "shard is 2, which does not divide 3"),
+        (["--plan", "--gpus", "3", "--shard", "2"], "cannot be 3 processes"),
         (["--plan", "--memory", "0"], "must be positive"),
         (["--plan", "--efficiency", "2"], "at most 1"),
         (["--plan", "--batch-size", "many"], "must be a whole number"),
         (["--plan", "--set", "colour=red"], "no setting 'colour'"),
+        (["--plan", "--quantize", "int3"], "backbone is 'int3'"),
         (["--plan", "--set", "rank=0"], "rank is 0"),
         (["--plan", "--set", "rank"], "NAME=VALUE"),
         (["--plan", "--set", "d_model=wide"], "must be a number"),

@@ -16,6 +16,7 @@ from .. import __version__
 from ..cli import INTERRUPTED, check_folder, command, require
 from ..errors import HywuError
 from ..storage import atomic_path
+from . import plan as planning
 from . import recipes
 from .check_data import add_arguments, check_data, plain_options, refuse_stray
 from .checkpoint_files import describe, newest
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_parallel_arguments(parse)
     add_arguments(parse)
+    planning.add_arguments(parse)
     return parse
 
 
@@ -151,7 +153,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if arguments.check_data is not None:
         return check_data(arguments)
+    if arguments.plan:
+        return planning.plan_command(arguments, overrides(arguments))
     refuse_stray(arguments)
+    planning.refuse_stray(arguments)
     with one_speaks():
         with one_speaks(HywuError):  # every process reads the same command line
             planned = plan(arguments)

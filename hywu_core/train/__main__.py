@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..cli import INTERRUPTED, check_folder, command, require
+from ..devices import resolve_device
 from ..errors import HywuError
 from ..storage import atomic_path
 from . import plan as planning
@@ -25,7 +26,7 @@ from .loop import Task, train
 from .parallel import Parallel, ParallelConfig, add_parallel_arguments, parallel_config
 from .processes import one_speaks
 from .progress import save_loss_curve
-from .watch import RunWatch
+from .watch import RunWatch, device_peak
 
 
 def parser() -> argparse.ArgumentParser:
@@ -177,7 +178,8 @@ def _run(planned: Plan, parallel: Parallel) -> int:
     parallel.barrier()
     try:
         first = describe(out).step if planned.resume else 0
-        with RunWatch(out, first) if parallel.main else nullcontext() as watch:
+        peak = device_peak(resolve_device(config.device), config.precision) if parallel.main else 0.0
+        with RunWatch(out, first, peak) if parallel.main else nullcontext() as watch:
             losses = train(task, config, out, run, planned.resume, parallel, watch)
         parallel.leave()  # nobody waits while the first process measures what has come of it
         if not parallel.main:

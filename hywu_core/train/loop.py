@@ -6,7 +6,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -91,6 +91,9 @@ class Watch(Protocol):
 
     def on_show(self, step: int, shown: Shown) -> None:
         """Called with what the task shows of itself after some steps."""
+
+    def work(self, rows: int) -> AbstractContextManager:
+        """Around the loss and the backward pass of a micro-batch of `rows`, over all processes."""
 
 
 def train(
@@ -187,6 +190,7 @@ class _Steps:
         self._read_every = 1 if device == "cpu" else _SYNC_EVERY
         self._parameters = list(trained(state.optimizer))
         self._readings = Readings()
+        self._work = nullcontext if watch is None else watch.work
 
     def run(self, described: dict[str, object]) -> None:
         """Until the last step, or until somebody interrupts."""
@@ -210,7 +214,9 @@ class _Steps:
                 if stop:
                     break
                 if config.sample_every and (step + 1) % config.sample_every == 0:
+                    self._read()
                     show(self.task, step + 1, self.parallel, self.watch)
+                    self._readings.restart()
             state.settle()
 
     def _step(self, step: int) -> None:
@@ -219,9 +225,10 @@ class _Steps:
         losses, scalars = [], []
         for index in range(step * config.accumulate, (step + 1) * config.accumulate):
             batch = task.batch(config.micro_batch, state.generator, index)
-            with self._autocast:
-                loss = task.loss(batch, state.generator)
-            (loss / config.accumulate).backward()
+            with self._work(config.micro_batch):
+                with self._autocast:
+                    loss = task.loss(batch, state.generator)
+                (loss / config.accumulate).backward()
             losses.append(loss.detach())
             scalars.append(task.scalars)
         self.parallel.average_gradients(self._parameters)

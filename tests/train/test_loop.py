@@ -3,6 +3,7 @@
 import math
 import signal
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -232,6 +233,9 @@ class Told:
 
     def on_step(self, report):
         self.reports.append(report)
+
+    def work(self, rows):
+        return nullcontext()
 
 
 def test_micro_batches_make_the_step_of_their_whole(tmp_path):

@@ -21,7 +21,18 @@ from .plan_step import Rehearsal
 _GB = 1e9
 # Settings of a run that a plan reads beside its sizes, and those that change nothing of it.
 _OF_THE_RUN = ("batch_size", "accumulate", "precision", "weights", "quantize")
-_OF_NO_WEIGHT = ("steps", "lr", "seed", "device", "warmup", "checkpoint_every")
+_OF_NO_WEIGHT = (
+    "steps",
+    "lr",
+    "seed",
+    "device",
+    "warmup",
+    "checkpoint_every",
+    "backbone",
+    "encoder",
+    "cache",
+)
+_OF_NO_WEIGHT += ("data", "data_options", "allow_download")
 
 
 def add_arguments(parse: argparse.ArgumentParser) -> None:
@@ -80,6 +91,10 @@ def plan_command(arguments: argparse.Namespace, given: Mapping[str, str]) -> int
 def _plans(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[TrainPlan]:
     of_run = {name: given[name] for name in _OF_THE_RUN if name in given}
     settings = {name: value for name, value in given.items() if name not in (*_OF_THE_RUN, *_OF_NO_WEIGHT)}
+    if "resolution" in settings:  # what a run calls the side of its pictures
+        settings["pixels"] = settings.pop("resolution")
+    if settings.pop("adaptation", "hywu") != "hywu":
+        raise HywuError(f"Plans are made for the adaptation hywu, not for {given['adaptation']}.")
     size = train_size(arguments.recipe or size_names()[0], settings)
     device = accelerator(arguments.gpu)
     if arguments.memory is not None:

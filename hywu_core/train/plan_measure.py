@@ -179,7 +179,8 @@ def measured_report(result: Mapping[str, Any]) -> str:
         [
             table(["", "planned", "measured", "error"], rows),
             f"{where['name']} ({where['device']}), {result['precision']}: matrix products reach "
-            f"{result['ceiling_flops'] / 1e9:,.0f} GFLOP/s, a step {result['efficiency']:.0%} of that.",
+            f"{result['ceiling_flops'] / 1e9:,.0f} GFLOP/s, a step {result['efficiency']:.0%} of "
+            f"that: --efficiency {result['efficiency']:.2f}.",
         ]
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ..report import table
+from .plan_devices import PER_NODE
 from .plan_model import TrainPlan
 
 _PARTS_NAMED = 3
@@ -36,10 +37,18 @@ def sentence(plan: TrainPlan) -> str:
     """Whether it fits, and if not, what to do."""
     needs = f"{_gigabytes(plan.peak)} of {_gigabytes(plan.available)} GB"
     if plan.fits:
-        return f"{_gpus(plan)}: fits, needs {needs}."
+        return f"{_gpus(plan)}: fits, needs {needs}.{_quicker(plan)}"
     largest = sorted(plan.memory.items(), key=lambda part: -part[1])[:_PARTS_NAMED]
     parts = ", ".join(f"{name} {_gigabytes(n)} GB" for name, n in largest)
     return f"{_gpus(plan)}: does not fit, needs {needs}; the largest parts are {parts}. {_advice(plan)}"
+
+
+def _quicker(plan: TrainPlan) -> str:
+    how = plan.arrangement
+    if plan.seconds["traffic beside it"] <= plan.seconds["compute"] or how.gpus % PER_NODE:
+        return ""
+    within = f"--shard {max(1, PER_NODE // how.sequence)} --replicate {how.gpus // PER_NODE}"
+    return f" It waits for traffic; {within} keeps most of it within nodes."
 
 
 def _advice(plan: TrainPlan) -> str:

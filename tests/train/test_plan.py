@@ -166,6 +166,9 @@ def test_sharing_out_and_what_is_sent(tiny):
 def test_the_sentence_says_whether_it_fits_and_what_to_do(tiny):
     planned = planned_for(tiny, one_process())
     assert sentence(planned) == f"1 GPU: fits, needs {planned.peak / 1e9:.2f} of 80.00 GB."
+    many = Arrangement(gpus=64, sequence=2)
+    waiting = replace(planned, arrangement=many, seconds={**planned.seconds, "traffic beside it": 1e9})
+    assert "waits for traffic; --shard 4 --replicate 8" in sentence(waiting)
     small = replace(planned, available=planned.peak / 2)
     assert "does not fit" in sentence(small)
     assert "the largest parts are generator activations" in sentence(small)
@@ -215,6 +218,7 @@ def test_the_command_prints_a_table_and_writes_json(capsys, tmp_path):
         (["--plan", "--efficiency", "2"], "at most 1"),
         (["--plan", "--batch-size", "many"], "must be a whole number"),
         (["--plan", "--set", "colour=red"], "no setting 'colour'"),
+        (["--plan", "--adaptation", "sft"], "for the adaptation hywu, not for sft"),
         (["--plan", "--quantize", "int3"], "backbone is 'int3'"),
         (["--plan", "--set", "rank=0"], "rank is 0"),
         (["--plan", "--set", "rank"], "NAME=VALUE"),

@@ -1,8 +1,9 @@
-"""A HY-WU training step twice, on the same model, data and seeds: as the trainer does it, and plainly.
+"""A HY-WU training step in three ways, on the same model, data and seeds: the trainer's, and two plain ones.
 
 Plainly: one sample at a time, since each has its own LoRA; its generator pass by itself; every adapted matrix
-written out as W + scale * B A and put in the place of W (`torch.func.functional_call`); backward at once, so
-that only one sample's activations are ever in memory.
+written out as W + scale * B A and put in the place of W (`torch.func.functional_call`). Either the losses are
+added up and one backward pass follows, as anybody would write it first, or each sample has its own backward
+pass at once, so that only one sample's activations are ever in memory.
 
 Shapes: C conditions, R noise levels of each, Z latent channels, h x w latents, S condition tokens.
 """
@@ -174,19 +175,24 @@ class Ours(TrainingStep):
 
 
 class Plain(TrainingStep):
-    """Sample by sample through written-out weights."""
+    """Sample by sample through written-out weights, then one backward pass."""
 
     def gradients(self, batch: Batch) -> Tensor:
-        """Summed over the samples."""
-        step = _LossAndBackward(self.backbone, self.autocast)
-        samples = [batch.sample(number) for number in range(batch.condition.batch)]
-        return torch.stack([self._one(step, sample, len(samples)) for sample in samples]).mean()
+        """Of the mean over the samples."""
+        step = _Loss(self.backbone, self.autocast)
+        losses = [self._one(step, sample) for sample in self._samples(batch)]
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        return loss.detach()
 
-    def _one(self, step: _LossAndBackward, sample: Batch, samples: int) -> Tensor:
+    def _samples(self, batch: Batch) -> list[Batch]:
+        return [batch.sample(number) for number in range(batch.condition.batch)]
+
+    def _one(self, step: nn.Module, sample: Batch) -> Tensor:
         with self.autocast():
             adapter = self.generator(sample.condition)
             merged = dict(self._merged(adapter, adapter.scale))
-        return functional_call(step, merged, (sample, samples))
+        return functional_call(step, merged, (sample,))
 
     def _merged(self, adapter: object, scale: float) -> Iterator[tuple[str, Tensor]]:
         weights = dict(self.backbone.transformer.named_parameters())
@@ -195,17 +201,37 @@ class Plain(TrainingStep):
             yield f"backbone.transformer.{name}.weight", weight + scale * (B[0] @ A[0]).to(weight)
 
 
-class _LossAndBackward(nn.Module):
-    """Both inside one call, so that what is recomputed sees the same weights."""
+class Thrifty(Plain):
+    """The same with a backward pass after each sample."""
 
-    def __init__(self, backbone: EmbeddedBackbone, autocast: Callable[[], AbstractContextManager]) -> None:
+    def gradients(self, batch: Batch) -> Tensor:
+        """Added up over the samples."""
+        samples = self._samples(batch)
+        step = _Loss(self.backbone, self.autocast, backward_of=len(samples))
+        return torch.stack([self._one(step, sample) for sample in samples]).mean()
+
+
+class _Loss(nn.Module):
+    """A sample's loss; and its backward pass as one of several, inside the call.
+
+    There what is recomputed sees the same weights.
+    """
+
+    def __init__(
+        self,
+        backbone: EmbeddedBackbone,
+        autocast: Callable[[], AbstractContextManager],
+        backward_of: int | None = None,
+    ) -> None:
         super().__init__()
-        self.backbone, self._autocast = backbone, autocast
+        self.backbone, self._autocast, self._backward_of = backbone, autocast, backward_of
 
-    def forward(self, sample: Batch, samples: int) -> Tensor:
+    def forward(self, sample: Batch) -> Tensor:
         with self._autocast():
             loss = _loss(self.backbone, sample)
-        (loss / samples).backward()
+        if self._backward_of is None:
+            return loss
+        (loss / self._backward_of).backward()
         return loss.detach()
 
 

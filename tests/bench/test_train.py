@@ -6,6 +6,7 @@ import pytest
 
 from hywu_core.bench import train_steps
 from hywu_core.bench.__main__ import main
+from hywu_core.bench.train import PLAIN, THRIFTY
 from hywu_core.errors import HywuError
 
 TINY = ["train", "--size", "tiny", "--steps", "1", "--threads", "1"]
@@ -15,13 +16,18 @@ TINY = ["train", "--size", "tiny", "--steps", "1", "--threads", "1"]
 def test_both_ways_train_alike(further, capsys, tmp_path):
     assert main([*TINY, *further, "--json", str(tmp_path / "out.json")]) == 0
     result = json.loads((tmp_path / "out.json").read_text())
-    assert len(result["losses"]["ours"]) == len(result["losses"]["plain"]) == 4
-    assert result["losses"]["ours"][0] == pytest.approx(result["losses"]["plain"][0], rel=1e-2)
-    assert result["throughput_ratio"]["runs"] == 1
-    assert result["peak_extra_bytes"]["plain"] > result["peak_extra_bytes"]["ours"] > 0
-    assert result["flop"]["plain"] > result["flop"]["ours"] > 0
+    assert {THRIFTY} | ({PLAIN} if not further else set()) == result["throughput_ratio"].keys()
+    for name, ratio in result["throughput_ratio"].items():
+        assert len(result["losses"]["ours"]) == len(result["losses"][name]) == 4
+        assert result["losses"]["ours"][0] == pytest.approx(result["losses"][name][0], rel=1e-2)
+        assert ratio["runs"] == 1
+        assert result["flop"][name] > result["flop"]["ours"] > 0
+    peak = result["peak_extra_bytes"]
+    assert peak[THRIFTY] > peak["ours"] > 0
+    if not further:
+        assert peak[PLAIN] > peak[THRIFTY]
     printed = capsys.readouterr().out
-    assert "ours / plain: throughput" in printed
+    assert f"ours / {THRIFTY}: throughput" in printed
     assert "of ceiling" in printed
 
 

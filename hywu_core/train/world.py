@@ -125,6 +125,7 @@ def judge(
     frozen_base: bool = False,
     steps: int = DEFAULT_STEPS,
     batch: int = 8,
+    seed: int = 0,
 ) -> list[Judged]:
     """Edit every case (in batches of one photograph, hence one size) and compare with the exact results."""
     judged = []
@@ -135,7 +136,8 @@ def judge(
         source = torch.stack([case.source for case in chunk])
         target = torch.stack([case.target for case in chunk])
         prompts = [case.prompt for case in chunk]
-        image = pipeline.edit(source, prompts, steps=steps, frozen_base=frozen_base, area=None).image.cpu()
+        edit = pipeline.edit(source, prompts, seed=seed, steps=steps, frozen_base=frozen_base, area=None)
+        image = edit.image.cpu()
         scores = zip(psnr(image, target).tolist(), psnr(source, target).tolist(), strict=True)
         judged += [Judged(c, r, s, u) for c, r, (s, u) in zip(chunk, image, scores, strict=True)]
     return judged

@@ -56,6 +56,11 @@ class StudyConfig:
             if getattr(self, name) < 1:
                 raise HywuError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
+    def require_between(self, name: str, low: int, high: int) -> None:
+        """HywuError unless this field is from `low` to `high`."""
+        if not low <= getattr(self, name) <= high:
+            raise HywuError(f"{name} is {getattr(self, name)}; it must be from {low} to {high}.")
+
     @classmethod
     def options(cls) -> list[tuple[str, type, Any, Any, str]]:
         """(name, type, default, default with --quick, help) of every option."""

@@ -22,7 +22,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from sklearn.random_projection import SparseRandomProjection, johnson_lindenstrauss_min_dim
+from sklearn.random_projection import johnson_lindenstrauss_min_dim
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,6 +34,7 @@ from .cosines import analyse
 from .draws import Draws, EditMaker, Edits, row_losses
 from .frame import Result, Study, StudyConfig, option
 from .gradients_shown import figure, report
+from .lora_vectors import projection_of
 from .optimised import fresh_adapter, optimise
 from .work import Work
 
@@ -93,12 +94,6 @@ def row_gradients(backbone: EmbeddedBackbone, shared: Adapter, edits: Edits) -> 
 def starts_at_zero(adapter: Adapter) -> bool:
     """Whether all of B is zero, so that A has no gradient."""
     return not any(bool(B.any()) for _, B in adapter.values())
-
-
-def projection_of(n_features: int, components: int, seed: int) -> SparseRandomProjection:
-    """F to D numbers (Li et al. 2006); it needs no data, only their width."""
-    projection = SparseRandomProjection(min(components, n_features), random_state=seed)
-    return projection.fit(np.zeros((1, n_features), dtype=np.float32))
 
 
 def measure(

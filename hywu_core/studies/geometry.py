@@ -116,6 +116,7 @@ def run(config: GeometryConfig, work: Work) -> Result:
         "update_parameters": sum(t.d_in * t.d_out for t in maker.spec.targets),
         "generator": maker.pipeline.generator.provenance,
         "norm": interval(points["norm"]),
+        "distance_errors": work.unit("distance errors", make=maker.distortion),
         "clusters": {by: _describe(found, where, config) for by, found in labels.items()},
         "neighbours": work.unit("neighbours", make=lambda: _neighbours(points, where, config)),
         "agreement": work.unit("agreement", make=lambda: _agreement(points, labels | where, config)),
@@ -181,6 +182,13 @@ class _Maker:
             for name, adapter in (("frozen", start), ("generated", generated), ("optimised", own))
         }
         return {**self.vectors(own), **losses}
+
+    def distortion(self) -> Result:
+        """What projecting does to the distances between LoRAs of a dozen operations on one crop."""
+        names = self.config.names[:: max(1, self.config.operations // 12)]
+        edits = Edits.cat([self.encoders.edits(name, self.draws.first(1)) for name in names])
+        adapter = generate(self.pipeline.generator, embedded_condition(edits.source, edits.text))
+        return {"pairs": len(names) * (len(names) - 1) // 2, **self.vectors.distortion(adapter)}
 
     @torch.no_grad()
     def _losses(self, adapter: Adapter, checks: list[Edits]) -> Tensor:

@@ -17,7 +17,7 @@ _NAMES = {"factors": "flattened A and B, as in the paper", "updates": "the updat
 
 def report(result: Result) -> str:
     """The result as a page whose every number comes from it."""
-    config, beside = result["config"], result["optimised"]
+    config, errors = result["config"], result["distance_errors"]
     lines = [
         "# The geometry of generated LoRAs",
         "",
@@ -26,6 +26,10 @@ def report(result: Result) -> str:
         f"an update of {result['update_parameters']:,}) is projected at random to {config['components']:,} "
         "numbers, in two ways: flattened A and B, as in the paper, and the updates B A, which do not depend "
         "on how an update is written as a product. Brackets are 95% bootstrap intervals.",
+        "",
+        f"Over {errors['pairs']} pairs of LoRAs the projection changes squared distances by "
+        f"{errors['factors']['rms']:.1%} (flattened) and {errors['updates']['rms']:.1%} (updates), root mean "
+        f"square, and by {errors['factors']['largest']:.1%} and {errors['updates']['largest']:.1%} at most.",
         "",
         "## Neighbours",
         "",
@@ -66,7 +70,7 @@ def report(result: Result) -> str:
             lines.append(
                 f"| {_NAMES[kind]} | {name} | {found['adjusted_mutual_information']:.3f} | {found['p']:.2g} |"
             )
-    lines += ["", "## Directly optimised LoRAs", "", *_beside(beside, config), ""]
+    lines += ["", "## Directly optimised LoRAs", "", *_beside(result["optimised"], config), ""]
     lines.append("`geometry.html` shows every pair with its photograph, instruction and edit.")
     return "\n".join(lines) + "\n"
 

@@ -50,6 +50,7 @@ class GradientsConfig(StudyConfig):
     pixels: int = option(96, "side of the crops")
     rank: int = option(4, "of the LoRA")
     components: int = option(5760, "dimensions to which a gradient is projected at random", quick=2048)
+    shared_samples: int = option(200, "of these draws, how many also at the shared LoRA", quick=8)
     shared_steps: int = option(200, "training steps of the shared LoRA", quick=12)
     shared_batch: int = option(32, "edits in one of these steps", quick=16)
     shared_lr: float = option(2e-3, "highest learning rate of these steps")
@@ -60,6 +61,7 @@ class GradientsConfig(StudyConfig):
         self.require_positive("rank", "components", "shared_steps", "shared_batch", "clusters")
         self.require_between("operations", self.clusters + 1, len(OPS))
         self.require_between("samples", 2, 10_000)
+        self.require_between("shared_samples", 2, self.samples)
 
     @property
     def names(self) -> list[str]:
@@ -189,18 +191,19 @@ class _Taker:
             point: projection_of(_n_moving(shared), config.components, config.seed)
             for point, shared in points.items()
         }
+        rows = {"start": slice(None), "shared": slice(config.shared_samples)}
         taken: dict[str, list[dict[str, Tensor]]] = {point: [] for point in points}
         for name in tqdm(config.names, desc="gradients", unit="operation"):
             edits = cache(partial(self.maker.edits, name, self.draws))
             for point, shared in points.items():
-                make = partial(self._measured, shared, edits, projections[point])
+                make = partial(self._measured, shared, edits, rows[point], projections[point])
                 taken[point].append(self.work.tensors(point, name, make=make))
         return taken
 
     def _measured(
-        self, shared: Adapter, edits: Callable[[], Edits], projection: Projection
+        self, shared: Adapter, edits: Callable[[], Edits], rows: slice, projection: Projection
     ) -> dict[str, Tensor]:
-        return measure(self.backbone, shared, edits(), projection)
+        return measure(self.backbone, shared, edits().rows(rows), projection)
 
     def distortion(self) -> Result:
         """What the projection does to cosines: as promised, and as measured on gradients at the start."""

@@ -40,7 +40,8 @@ def report(result: Result) -> str:
         f"distances to within {projection['squared_distance_error_promised']:.2f} for all pairs of all "
         f"gradients. The shared LoRA was trained for {config['shared_steps']} steps of "
         f"{config['shared_batch']} edits; its loss fell from {lora['first_losses']:.4f} (the first tenth of "
-        f"the steps) to {lora['last_losses']:.4f} (the last).",
+        f"the steps) to {lora['last_losses']:.4f} (the last). There, {config['shared_samples']} of the draws "
+        "are used.",
         "",
         "The conflict ratio is the share of negative cosines. Means and ratios are over different draws; "
         '"matched" cosines are of one crop, time and noise under two operations. Brackets are 95% bootstrap '

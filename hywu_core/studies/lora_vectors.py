@@ -21,9 +21,11 @@ from ..lora import Adapter, LoraSpec
 _CHUNK = 8  # adapters whose updates are written out together
 
 
-def projection_of(n_features: int, components: int, seed: int) -> SparseRandomProjection:
+def projection_of(
+    n_features: int, components: int, seed: int, density: float | str = "auto"
+) -> SparseRandomProjection:
     """A fitted sparse random projection (Li et al. 2006); it needs no data, only their width."""
-    projection = SparseRandomProjection(min(components, n_features), random_state=seed)
+    projection = SparseRandomProjection(min(components, n_features), density=density, random_state=seed)
     return projection.fit(np.zeros((1, n_features), dtype=np.float32))
 
 
@@ -37,8 +39,11 @@ class LoraVectors:
     @classmethod
     def of(cls, spec: LoraSpec, components: int, seed: int) -> LoraVectors:
         """Fit both. A sum of independent projections of the targets is one of all of them side by side."""
+        density = (
+            sum(target.d_in * target.d_out for target in spec.targets) ** -0.5
+        )  # Li et al.'s, of the whole
         updates = {
-            target.name: projection_of(target.d_in * target.d_out, components, seed + 1 + number)
+            target.name: projection_of(target.d_in * target.d_out, components, seed + 1 + number, density)
             for number, target in enumerate(spec.targets)
         }
         return cls(projection_of(spec.n_parameters, components, seed), updates)
@@ -48,6 +53,18 @@ class LoraVectors:
         chunks = [adapter.select(slice(i, i + _CHUNK)) for i in range(0, adapter.batch, _CHUNK)]
         found = [self._chunk(chunk.detach().cpu()) for chunk in chunks]
         return {key: torch.cat([part[key] for part in found]) for key in found[0]}
+
+    def distortion(self, adapter: Adapter) -> dict[str, dict[str, float]]:
+        """What the projections do to squared distances between a few adapters, as parts of them."""
+        adapter = adapter.detach().cpu()
+        flat = torch.cat([x.flatten(1) for pair in adapter.values() for x in pair], dim=1)
+        update = torch.cat([(adapter.scale * (B @ A)).flatten(1) for A, B in adapter.values()], dim=1)
+        projected = self(adapter)
+        found = {}
+        for kind, exact in (("factors", flat), ("updates", update)):
+            errors = (torch.pdist(projected[kind]) / torch.pdist(exact)).square() - 1
+            found[kind] = {"rms": float(errors.square().mean().sqrt()), "largest": float(errors.abs().max())}
+        return found
 
     def _chunk(self, adapter: Adapter) -> dict[str, Tensor]:
         flat = torch.cat([x.flatten(1) for pair in adapter.values() for x in pair], dim=1)

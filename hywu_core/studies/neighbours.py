@@ -90,7 +90,7 @@ def agreement(points: np.ndarray, labels: np.ndarray, seed: int) -> Result:
         adjusted_mutual_info_score,
         permutation_type="pairings",
         alternative="greater",
-        n_resamples=499,
+        n_resamples=199,
         rng=np.random.default_rng(seed),
     )
     return {"adjusted_mutual_information": float(found.statistic), "p": float(found.pvalue)}

@@ -237,12 +237,17 @@ def confusion(cases: Sequence[dict], rows: Sequence[str], columns: Sequence[str]
 
 
 def figure(result: Result, path: Path) -> None:
-    """A confusion matrix for each language, of trained and of unseen words."""
+    """A confusion matrix for each language, of trained and of unseen words, as far as they were asked."""
     rows, columns = list(result["operations"]), result["candidates"]
-    with sheet(path, 9.6, 10.4) as drawing:
-        grid = drawing.subplots(2, 2, sharex=True, sharey=True)
-        for axes, letter, (title, language, split) in zip(grid.flat, "abcd", PANELS, strict=True):
-            cases = [c for c in result["cases"] if c["language"] == language and c["split"] == split]
+    asked = {
+        title: cases
+        for title, language, split in PANELS
+        if (cases := [c for c in result["cases"] if (c["language"], c["split"]) == (language, split)])
+    }
+    down, across = (2, 2) if len(asked) > 2 else (1, len(asked))
+    with sheet(path, 4.2 * across + 1.6, 4.8 * down + 0.8) as drawing:
+        grid = drawing.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+        for axes, letter, (title, cases) in zip(grid.flat, "abcd", asked.items(), strict=False):
             share = interval([c["nearest"] == c["operation"] for c in cases])
             panel(axes, letter, f"{title}: {cell(share, 100, '%')} right")
             shown = axes.imshow(confusion(cases, rows, columns), cmap=AMOUNTS, vmin=0, vmax=1, aspect="auto")

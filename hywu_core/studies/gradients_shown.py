@@ -151,6 +151,7 @@ def _matrices(
             axes.axhline(start - 0.5, color="black", linewidth=0.5)
             axes.axvline(start - 0.5, color="black", linewidth=0.5)
         middles, labels = [(a + b - 1) / 2 for _, a, b in blocks], [name for name, _, _ in blocks]
+        axes.tick_params(length=1.5)
         axes.set_xticks(middles, labels, rotation=30, ha="right")
         if names:
             axes.set_yticks(range(len(names)), names, fontsize=4.2)

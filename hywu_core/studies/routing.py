@@ -37,7 +37,7 @@ class RoutingConfig(StudyConfig):
 
     photos: int = option(4, "held-out photographs, at most", quick=1)
     wordings: int = option(2, "phrases of each operation, language and split", quick=1)
-    every: int = option(1, "ask for every so many-th operation; all stay candidates", quick=2)
+    every: int = option(1, "ask for every so many-th operation; all stay candidates", quick=3)
     steps: int = option(8, "sampling steps", quick=4)
 
     def __post_init__(self) -> None:
@@ -253,6 +253,7 @@ def figure(result: Result, path: Path) -> None:
             shown = axes.imshow(confusion(cases, rows, columns), cmap=AMOUNTS, vmin=0, vmax=1, aspect="auto")
             axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=4)
             axes.set_yticks(range(len(rows)), rows, fontsize=4)
+            axes.tick_params(length=1)
             _mark_families(axes, rows, columns)
         drawing.supxlabel("nearest exact result")
         drawing.supylabel("operation asked for")

@@ -1,4 +1,4 @@
-"""The runs of record that are kept in the repository: what is shown of them is what their JSON says, today."""
+"""The runs of record kept in the repository: what is shown of them is what their JSON says, today."""
 
 from importlib import import_module
 from pathlib import Path

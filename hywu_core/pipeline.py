@@ -16,6 +16,7 @@ from torch import Tensor
 from .apply import attach
 from .backbones.embedded import EmbeddedBackbone
 from .backbones.sampling import euler, seeded_noise
+from .conditions import Condition
 from .conditions.embedded import EmbeddedConditionEncoder, embedded_condition
 from .embedded import GENERATOR
 from .embedded.autoencoder import TinyAutoencoder
@@ -93,14 +94,16 @@ class HywuPipeline:
         steps: int = DEFAULT_STEPS,
         strength: float = 1.0,
         frozen_base: bool = False,
+        write: Callable[[Condition], Adapter] | None = None,
         area: int | None = WORKING_AREA,
         on_step: Callable[[int], None] | None = None,
     ) -> Edit:
         """Edit images (B, 3, H, W) in [0, 1], each by its own instruction and its own generated LoRA.
 
         `frozen_base` (or a pipeline without a generator) leaves the LoRA out, to see what the backbone does
-        alone. `area` is the working size in pixels; None takes images as they are, which must be multiples of
-        16.
+        alone. `write` makes the adapter of the condition in the generator's place, one for each image or one
+        for all. `area` is the working size in pixels; None takes images as they are, which must be multiples
+        of 16.
         """
         if len(images) != len(instructions):
             raise HywuError(
@@ -110,9 +113,9 @@ class HywuPipeline:
         latents = self.autoencoder.encode(source)
         text = self.text_encoder.encode(list(instructions))
         adapter = None
-        if self.generator is not None and not frozen_base:
+        if not frozen_base and (write is not None or self.generator is not None):
             condition = embedded_condition(latents, text, instructions)
-            adapter = generate(self.generator, condition, generator_sha256=self.generator_sha256)
+            adapter = write(condition) if write is not None else self._generate(condition)
 
         def velocity(x: Tensor, time: float) -> Tensor:
             return self.backbone(x, torch.full((len(x),), time, device=x.device), latents, text)
@@ -123,6 +126,9 @@ class HywuPipeline:
         with applied:
             result = euler(velocity, seeded_noise(latents.shape, seed).to(self.device), steps, on_step)
         return Edit(source, self.autoencoder.decode(result), adapter)
+
+    def _generate(self, condition: Condition) -> Adapter:
+        return generate(self.generator, condition, generator_sha256=self.generator_sha256)
 
 
 def check_embedded(generator: ParameterGenerator) -> None:

@@ -42,7 +42,10 @@ MAY_SEE = {
     "data": GROUND | {"embedded", "images"},
     "pipeline": GROUND | GENERATION | {"apply", "backbones", "embedded"},
     "edit": GROUND | COMMAND | {"embedded", "images", "lora", "pipeline"},
-    "train": GROUND | GENERATION | COMMAND | {"apply", "backbones", "data", "embedded", "images", "pipeline"},
+    "train": GROUND
+    | GENERATION
+    | COMMAND
+    | {"__init__", "apply", "backbones", "data", "embedded", "images", "pipeline"},
     "studies": GROUND
     | GENERATION
     | {"__init__", "devices", "apply", "backbones", "data", "embedded", "images", "pipeline", "train"},
@@ -55,8 +58,8 @@ INSIDE_COMFYUI = {"torch", "safetensors", "transformers", "tokenizers", "einops"
 # What some rooms may import beyond that; a bare ComfyUI never opens them (nodes it does, in its own company).
 FROM_OUTSIDE = {
     "data": {"pyarrow", "tomli", "yaml"},
-    "backbones": {"diffusers"},
-    "train": {"diffusers", "tqdm", "matplotlib", "sentencepiece", "wordfreq"},
+    "backbones": {"diffusers", "huggingface_hub", "torchao"},
+    "train": {"diffusers", "tqdm", "matplotlib", "psutil", "sentencepiece", "wordfreq", "torchao"},
     "studies": {"tqdm", "matplotlib", "scipy", "sklearn"},
     "edit": {"tqdm"},
     "study": {"tqdm"},

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ..embedded import BACKBONE
 from ..embedded.text import TextFeatures
 from ..errors import HywuError
-from ..storage import open_safetensors
+from ..storage import open_safetensors, write_safetensors
+from .packing import PATCH, patchify, position_ids, unpatchify
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
-PATCH = 2
 _REFERENCE_INDEX = 1
 CONFIG_KEY = "hywu.backbone_config"
 
@@ -63,26 +62,6 @@ class EmbeddedBackboneConfig:
         )
 
 
-def patchify(latents: Tensor) -> Tensor:
-    """Latents (B, Z, h, w) to tokens (B, N, 4Z)."""
-    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH)
-
-
-def unpatchify(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Tokens (B, N, 4Z) back to latents (B, Z, height, width)."""
-    return rearrange(
-        tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height // PATCH, w=width // PATCH, p=PATCH, q=PATCH
-    )
-
-
-def position_ids(index: int, height: int, width: int, device: torch.device) -> Tensor:
-    """RoPE indices (N, 3) of a latent image: (index, row, column) of every token."""
-    rows = torch.arange(height // PATCH, device=device)
-    columns = torch.arange(width // PATCH, device=device)
-    row, column = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack([torch.full_like(row, index), row, column], dim=-1).reshape(-1, 3)
-
-
 class EmbeddedBackbone(nn.Module):
     """A velocity field over latents, given the photograph and the instruction."""
 
@@ -113,6 +92,14 @@ class EmbeddedBackbone(nn.Module):
             return_dict=False,
         )[0]
         return unpatchify(out[:, : tokens.shape[1]], height, width)
+
+    def save(self, path: str | Path) -> None:
+        """Write the file that `load` reads and stock "Load Diffusion Model" opens, in float16."""
+        tensors = {
+            name: tensor.detach().to("cpu", torch.float16).contiguous()
+            for name, tensor in self.transformer.state_dict().items()
+        }
+        write_safetensors(path, tensors, self.file_metadata())
 
     def file_metadata(self) -> dict[str, str]:
         """Header metadata with which `load` rebuilds this model."""

@@ -6,7 +6,7 @@ x_t = (1 - t) * image + t * noise, velocity v = noise - image = dx/dt.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -34,11 +34,14 @@ def seeded_noise(shape: tuple[int, ...], seed: int) -> Tensor:
 def euler(
     velocity: Callable[[Tensor, float], Tensor],
     noise: Tensor,
-    steps: int,
+    steps: int | Sequence[float],
     on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Integrate from noise (B, Z, h, w) at t = 1 to the image's latents; `on_step(done)` after every step."""
-    x, sigmas = noise, simple_sigmas(steps)
+    """Integrate from noise (B, Z, h, w) at t = 1 to the image's latents; `on_step(done)` after every step.
+
+    steps: how many of `simple_sigmas`, or the times themselves, falling to 0.
+    """
+    x, sigmas = noise, simple_sigmas(steps) if isinstance(steps, int) else steps
     for step, (now, following) in enumerate(pairwise(sigmas)):
         x = x + velocity(x, now) * (following - now)
         if on_step is not None:

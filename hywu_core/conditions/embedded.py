@@ -63,14 +63,18 @@ class EmbeddedConditionEncoder:
     id = "hywu-embedded-1"
     dim = CONDITION_DIM
 
-    def __init__(self, autoencoder: TinyAutoencoder, text_encoder: EmbeddedTextEncoder) -> None:
+    def __init__(
+        self, autoencoder: TinyAutoencoder, text_encoder: EmbeddedTextEncoder, silent: bool = False
+    ) -> None:
+        """`silent`: an empty instruction is a condition without words, instead of an error."""
         self.autoencoder = autoencoder
         self.text_encoder = text_encoder
+        self.silent = silent
 
     @classmethod
-    def load(cls) -> EmbeddedConditionEncoder:
+    def load(cls, silent: bool = False) -> EmbeddedConditionEncoder:
         """Read both encoders from the files in `hywu_core/embedded`."""
-        return cls(TinyAutoencoder.load(), EmbeddedTextEncoder.load())
+        return cls(TinyAutoencoder.load(), EmbeddedTextEncoder.load(), silent)
 
     @classmethod
     def info(cls) -> dict[str, str | int]:
@@ -96,4 +100,5 @@ class EmbeddedConditionEncoder:
             return image_tokens(self.autoencoder.encode(fit_image(picture[None]).to(device)).float())
 
         image = torch.cat([tokens for (tokens,) in once_each(edits, look)])
-        return _concatenate(image, self.text_encoder.encode(list(prompts)), prompts)
+        text = self.text_encoder.encode(list(prompts), silent=self.silent)
+        return _concatenate(image, text, prompts)

@@ -30,6 +30,13 @@ class EditBatch:
     target: Tensor  # (B, Z, h, w)
     operation: Tensor  # (B,) index into LatentPool.operations
 
+    def __len__(self) -> int:
+        return len(self.operation)
+
+    def __getitem__(self, rows: slice | list[int]) -> EditBatch:
+        """Some of the edits, as a batch."""
+        return EditBatch(self.source[rows], self.target[rows], self.operation[rows])
+
 
 class LatentPool:
     """Latents of `crops` random crops for every image size, under every operation."""

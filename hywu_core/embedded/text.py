@@ -59,6 +59,17 @@ class TextFeatures(NamedTuple):
     mask: Tensor
     pooled: Tensor
 
+    def without(self, rows: Tensor) -> TextFeatures:
+        """The same, with nothing said in the rows (B,) that are True: for prompt dropout."""
+        said = ~rows
+        return TextFeatures(
+            self.tokens * said[:, None, None], self.mask & said[:, None], self.pooled * said[:, None]
+        )
+
+    def rows(self, which: list[int] | slice) -> TextFeatures:
+        """Those of some rows."""
+        return TextFeatures(self.tokens[which], self.mask[which], self.pooled[which])
+
 
 class _NgramBranch(nn.Module):
     """Two residual convolutions over windows of `order` pieces."""
@@ -139,21 +150,22 @@ class EmbeddedTextEncoder(nn.Module):
         return features, F.normalize(sentence, dim=-1)
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], batched: bool = False) -> TextFeatures:
+    def encode(self, prompts: Sequence[str], batched: bool = False, silent: bool = False) -> TextFeatures:
         """Encode prompts one by one: a prompt's features are the same bits in whatever company it comes.
 
         `batched` encodes prompts of equal length together: much faster for thousands, and equal only to
         rounding. Tokens hold the first 31 pieces of a longer prompt, the pooled embedding up to 128.
-        HywuError for an empty one.
+        HywuError for an empty one, unless `silent`: then it has no tokens at all, as prompt dropout wants it.
         """
         if isinstance(prompts, str) or not prompts:
             raise HywuError(f"The text encoder takes a list of at least one prompt, got {prompts!r}.")
         width = self.config.width
         tokens = torch.zeros(len(prompts), N_TOKENS, width, device=self.device)
         mask = torch.zeros(len(prompts), N_TOKENS, dtype=torch.bool, device=self.device)
-        ids = [self.tokenize(prompt) for prompt in prompts]
+        said = {row: prompt for row, prompt in enumerate(prompts) if not silent or prompt.strip()}
+        ids = {row: self.tokenize(prompt) for row, prompt in said.items()}
         groups: dict[int, list[int]] = {}
-        for row, pieces in enumerate(ids):
+        for row, pieces in ids.items():
             groups.setdefault(len(pieces) if batched else -row, []).append(row)
         for rows in groups.values():
             together = torch.tensor([ids[row] for row in rows], device=self.device)

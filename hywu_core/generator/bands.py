@@ -54,7 +54,8 @@ class BandParameters(nn.Module):
 
     def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Positions (B, L, P, D) back to rows: of A (B, L, T_A, r, R) and of B (B, L, T_B, r, R)."""
-        rows = x.view(*x.shape[:2], sum(self.n_tokens), self.rank, -1)
+        width = x.shape[-1] * self.n_ranks // self.rank  # in numbers: of no layers, -1 could be anything
+        rows = x.view(*x.shape[:2], sum(self.n_tokens), self.rank, width)
         return rows.split(self.n_tokens, dim=2)
 
     def tokens(self, A: Tensor, B: Tensor) -> Tensor:

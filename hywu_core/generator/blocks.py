@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import CrossAttention, SelfAttention
 from .config import GeneratorConfig
 from .positions import BandRotations, Rotation
+from .sequence import WHOLE, Sequence
 from .tiles import Tile, all_tiles, columns, map_tiles, spans, whole_layers
 
 
@@ -87,6 +88,7 @@ class Block(nn.Module):
         rows: int | None = None,
         halfway: bool = False,
         recompute: bool = False,
+        sequence: Sequence = WHOLE,
     ) -> Tensor:
         """x (B or 1, L, P, D) and the condition's context to (B, L, P, D).
 
@@ -94,10 +96,11 @@ class Block(nn.Module):
         rows: positions in work at a time (see `tiles.py`), None for all at once.
         halfway: x has been through the first half already, and is not overwritten.
         recompute: each tile's activations are computed again in the backward pass instead of being stored.
+        sequence: who has which part of x, which then comes in as columns and goes out as whole layers.
         """
         run = _recomputed if recompute else _at_once
         if not halfway:
-            x = self._attend_parameters(x, rotations, rows, run)
+            x = self._attend_parameters(x, rotations, rows, run, sequence)
         if context is None:
             return x
         attention = self.condition_attention
@@ -107,19 +110,25 @@ class Block(nn.Module):
         return self._attend_condition_into(x, keys, rotations, rows, overwrite=not halfway)
 
     def _attend_parameters(
-        self, x: Tensor, rotations: BandRotations, rows: int | None, run: Callable[..., Tensor]
+        self,
+        x: Tensor,
+        rotations: BandRotations,
+        rows: int | None,
+        run: Callable[..., Tensor],
+        sequence: Sequence,
     ) -> Tensor:
-        over_columns, over_layers = columns(x.shape, rows), whole_layers(x.shape, rows)
+        between, within = self.between_layers, self.within_layers
+        over_columns = columns(x.shape, rows)
         if not torch.is_grad_enabled():
             for tile in all_tiles(over_columns):
-                self.between_layers(x[tile], rotations.layer)
-            for tile in all_tiles(over_layers):
-                self.within_layers(x[tile], rotations.token)
+                between(x[tile], rotations.layer)
+            for tile in all_tiles(whole_layers(x.shape, rows)):
+                within(x[tile], rotations.token)
             return x
-        x = map_tiles(x, over_columns, lambda part, _: run(self.between_layers, part, rotations.layer), dim=2)
-        return map_tiles(
-            x, over_layers, lambda part, _: run(self.within_layers, part, rotations.token), dim=1
-        )
+        x = map_tiles(x, over_columns, lambda part, _: run(between, part, rotations.layer), dim=2)
+        x = sequence.to_layers(x, len(rotations.token.cos))
+        over_layers = whole_layers(x.shape, rows)
+        return map_tiles(x, over_layers, lambda part, _: run(within, part, rotations.token), dim=1)
 
     def _attend_condition(
         self,
@@ -158,7 +167,7 @@ class Block(nn.Module):
         batch = len(x)
         each = self.layer_norm(x.transpose(1, 2)).flatten(0, 1)  # (b p) L D
         attended = self.layer_attention(each, rotation)
-        return _add(x, attended.unflatten(0, (batch, -1)).transpose(1, 2))
+        return _add(x, attended.unflatten(0, (batch, x.shape[2])).transpose(1, 2))
 
     def within_layers(self, x: Tensor, rotation: Rotation) -> Tensor:
         """x (b, l, P, D) plus what each position gathers from its layer."""

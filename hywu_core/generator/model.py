@@ -29,6 +29,7 @@ from .blocks import Block, Context
 from .config import GeneratorConfig
 from .initialise import initialise
 from .positions import BandRotations, RotaryTables
+from .sequence import WHOLE, Sequence
 from .start import KeptStarts
 from .tiles import all_tiles, default_rows, row_bytes, spans, whole_layers
 
@@ -43,6 +44,7 @@ class ParameterGenerator(nn.Module):
     gradient_checkpointing: recompute the blocks in the backward pass instead of storing their activations.
     activation_bytes: bound on the temporaries of a forward pass beyond x itself, or None for what is fast on
         the device; one layer's attention is the least there is. See `memory.py` for what it comes to in all.
+    sequence: who works on a band's positions while gradients are recorded; otherwise all are worked on here.
     keep_start_bytes: what depends on no condition is kept between calls if it takes no more than this.
 
     Raises HywuError when the accumulation does not divide the spec's rank.
@@ -62,6 +64,7 @@ class ParameterGenerator(nn.Module):
         self.provenance: dict[str, Any] = {}
         self.gradient_checkpointing = False
         self.activation_bytes: int | None = None
+        self.sequence: Sequence = WHOLE
         self.keep_start_bytes = KEEP_START_BYTES
 
         d_model, eps = config.d_model, config.norm_eps
@@ -157,21 +160,26 @@ class ParameterGenerator(nn.Module):
     def _generate(self, number: int, context: Context, block_done: Callable[[], None]) -> Tensor:
         """The tokens (B, L, T, r, C) of a band, differentiable."""
         band = self.bands[number]
-        rotations = self._rotations(band, context)
+        sequence = self.sequence
+        rotations = self._rotations(band, context).of_layers(sequence.own_layers)
         recompute = self.gradient_checkpointing and self.training
         # Storing every activation, a bound on those in work would bound nothing.
         rows = self.rows_at_once if recompute and self.activation_bytes is not None else None
         x = self.prior_norm(band.prior())  # stays a batch of one until the first block looks at the condition
-        for block in self.blocks:
+        x = sequence.enter(x)
+        for depth, block in enumerate(self.blocks):
+            if depth:
+                x = sequence.to_columns(x, band.n_layers)
             if recompute:  # from x alone; and within that, where there is a bound, from each tile of x
+                again = rows is not None
                 x = checkpoint(
-                    block, x, context, rotations, rows, False, rows is not None, use_reentrant=False
+                    block, x, context, rotations, rows, False, again, sequence, use_reentrant=False
                 )
             else:
-                x = block(x, context, rotations)
+                x = block(x, context, rotations, sequence=sequence)
             block_done()
         A, B = band.rows(self.final_norm(x))
-        return band.tokens(self.proj_out_A(A), self.proj_out_B(B))
+        return sequence.leave(band.tokens(self.proj_out_A(A), self.proj_out_B(B)), band.n_layers)
 
     def _generate_in_place(self, number: int, context: Context, block_done: Callable[[], None]) -> Tensor:
         """The same without gradients: one activation in memory, and the temporaries of some of its rows."""

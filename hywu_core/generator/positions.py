@@ -95,6 +95,10 @@ class BandRotations(NamedTuple):
     query: QueryRotation  # L * P positions: layer, and place within the layer
     key: Rotation  # S positions: a diagonal that starts beyond every token and rank index
 
+    def of_layers(self, own: Callable[[Rotation], Rotation]) -> BandRotations:
+        """With queries from some of the layers only: those that `own` leaves of a table of layers."""
+        return self._replace(query=self.query._replace(layer=own(self.query.layer)))
+
 
 class RotaryTables:
     """Rotations computed once per shape and device; they belong to a generator and leave memory with it."""

@@ -74,8 +74,9 @@ def spans(length: int, at_once: int) -> list[slice]:
 
 def columns(shape: torch.Size, rows: int | None) -> list[list[Tile]]:
     """Cut x (B, L, P, D) into tiles of whole columns of layers, batch by batch; None: one tile."""
+    if rows is None or 0 in shape:
+        return _one_tile(shape)
     batch, n_layers, n_places = shape[:3]
-    rows = rows or batch * n_layers * n_places
     everywhere = slice(0, n_layers)
     return [
         [Tile(some, everywhere, places) for places in spans(n_places, rows // n_layers)]
@@ -85,13 +86,18 @@ def columns(shape: torch.Size, rows: int | None) -> list[list[Tile]]:
 
 def whole_layers(shape: torch.Size, rows: int | None) -> list[list[Tile]]:
     """Cut x (B, L, P, D) into tiles of whole layers, batch by batch; None: one tile."""
+    if rows is None or 0 in shape:
+        return _one_tile(shape)
     batch, n_layers, n_places = shape[:3]
-    rows = rows or batch * n_layers * n_places
     everywhere = slice(0, n_places)
     return [
         [Tile(some, layers, everywhere) for layers in spans(n_layers, rows // n_places)]
         for some in spans(batch, rows // (n_layers * n_places))
     ]
+
+
+def _one_tile(shape: torch.Size) -> list[list[Tile]]:
+    return [[Tile(*(slice(0, length) for length in shape[:3]))]]
 
 
 def map_tiles(x: Tensor, grid: list[list[Tile]], run: Callable[[Tensor, Tile], Tensor], dim: int) -> Tensor:

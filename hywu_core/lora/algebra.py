@@ -42,17 +42,22 @@ class ClipReport:
         )
 
 
-def norms(adapter: Adapter) -> dict[str, Tensor]:
-    """Frobenius norm of every target's update `scale * B @ A`, (P,) float32; experts count together.
+def square_norms(adapter: Adapter) -> dict[str, Tensor]:
+    """Squared Frobenius norm of every target's update `scale * B @ A`, (P,) float32; experts count together.
 
-    ||B A||^2 = tr(A^T B^T B A) = <B^T B, A A^T>: two r x r Gram matrices. Differentiable except at zero.
+    ||B A||^2 = tr(A^T B^T B A) = <B^T B, A A^T>: two r x r Gram matrices. Differentiable.
     """
     result = {}
     for name, (A, B) in adapter.items():
         A, B = A.float(), B.float()
         squares = ((B.mT @ B) * (A @ A.mT)).flatten(1).sum(1)
-        result[name] = squares.clamp_min(0).sqrt() * abs(adapter.scale)
+        result[name] = squares.clamp_min(0) * adapter.scale**2
     return result
+
+
+def norms(adapter: Adapter) -> dict[str, Tensor]:
+    """Frobenius norm of every target's update, (P,) float32; as `square_norms`, not differentiable at 0."""
+    return {name: square.sqrt() for name, square in square_norms(adapter).items()}
 
 
 def total_norm(adapter: Adapter) -> Tensor:

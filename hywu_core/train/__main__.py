@@ -6,20 +6,25 @@ import argparse
 import json
 import platform
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
+from .. import __version__
 from ..cli import INTERRUPTED, check_folder, command, require
 from ..errors import HywuError
 from ..storage import atomic_path
 from . import recipes
-from .check_data import add_arguments, check_data, refuse_stray
-from .checkpoint import FILE_NAME, read_checkpoint
+from .check_data import add_arguments, check_data, plain_options, refuse_stray
+from .checkpoint_files import describe, newest
 from .config import TrainConfig
 from .loop import Task, train
+from .parallel import Parallel, ParallelConfig, add_parallel_arguments, parallel_config
+from .processes import one_speaks
 from .progress import save_loss_curve
+from .watch import RunWatch
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,18 +43,38 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--lr", help="peak learning rate")
     parse.add_argument("--seed", help="seed of initialisation, data and noise")
     parse.add_argument("--device", help="cpu, cuda, mps, ...")
+    parse.add_argument("--adaptation", help="what learns: hywu, shared_lora, single_lora or sft")
+    parse.add_argument("--backbone", metavar="MODEL", help="folder or hub id of the backbone")
+    parse.add_argument(
+        "--encoder", metavar="MODEL", help="folder or hub id of a SigLIP2, or 'backbone' for its own text"
+    )
+    parse.add_argument("--quantize", help="keep the frozen backbone in int8, fp8 or nf4")
+    parse.add_argument("--allow-download", action="store_const", const=True, help="fetch models from the hub")
+    parse.add_argument("--cache", type=Path, metavar="DIR", help="folder of encodings (default: runs/cache)")
     parse.add_argument("--precision", help="fp32, tf32 or bf16 (autocast)")
     parse.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting of the recipe"
     )
+    add_parallel_arguments(parse)
     add_arguments(parse)
     return parse
 
 
+_PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "torchao", "bitsandbytes")
+_NAMED = ("steps", "batch_size", "lr", "seed", "device", "precision", "adaptation", "backbone", "encoder")
+_NAMED += ("quantize", "allow_download", "resolution")
+_PATHS = ("data", "cache", "backbone", "encoder")
+_ALWAYS = ("data", "cache")  # the others may be hub ids
+
+
 def overrides(arguments: argparse.Namespace) -> dict[str, str]:
     """The settings named on the command line."""
-    named = ("steps", "batch_size", "lr", "seed", "device", "precision")
-    given = {name: value for name in named if (value := getattr(arguments, name)) is not None}
+    given = {name: value for name in _NAMED if (value := getattr(arguments, name)) is not None}
+    for name in _PATHS:  # whole, for a resumed run may start elsewhere
+        if (path := getattr(arguments, name)) is not None and (name in _ALWAYS or Path(path).exists()):
+            given[name] = str(Path(path).resolve())
+    if arguments.data is not None:
+        given["data_options"] = plain_options(arguments)
     for assignment in arguments.set:
         name, equals, value = assignment.partition("=")
         if not equals:
@@ -67,10 +92,12 @@ class Plan:
     settings: recipes.Settings
     out: Path
     resume: bool
+    parallel: ParallelConfig  # not part of what the run is: it can be continued in another arrangement
 
     def describe(self) -> dict[str, object]:
         """Plain data with which the same run can be made again."""
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        versions = {"python": platform.python_version(), "hywu": __version__}
+        versions |= {package: version(package) for package in _PACKAGES if find_spec(package)}
         return {
             "recipe": self.recipe.name,
             "config": self.config.to_dict(),
@@ -78,10 +105,10 @@ class Plan:
             "versions": versions,
         }
 
-    def build(self) -> Task:
+    def build(self, parallel: Parallel) -> Task:
         """Make the task. A resumed one starts from its checkpoint alone, wherever it first started from."""
         forgotten = {"init": ""} if self.resume and "init" in self.settings else {}
-        return self.recipe.build(self.config, self.settings | forgotten)
+        return self.recipe.build(self.config, self.settings | forgotten, parallel)
 
 
 def plan(arguments: argparse.Namespace) -> Plan:
@@ -94,15 +121,15 @@ def _fresh(arguments: argparse.Namespace) -> Plan:
     config, settings = recipes.configure(chosen, overrides(arguments))
     out = arguments.out or Path("runs") / chosen.name
     check_folder(out)
-    if (out / FILE_NAME).is_file():
-        tensors, run = read_checkpoint(out)
-        done, steps = len(tensors["losses"]), run["config"]["steps"]
+    if newest(out) is not None:
+        found = describe(out)
+        done, steps = found.step, found.run["config"]["steps"]
         if done < steps:
             raise HywuError(
                 f"{out} holds an unfinished run, at step {done} of {steps}: continue it with --resume {out}, "
                 "or name another folder with --out."
             )
-    return Plan(chosen, config, settings, out, resume=False)
+    return Plan(chosen, config, settings, out, False, parallel_config(arguments))
 
 
 def _resumed(arguments: argparse.Namespace) -> Plan:
@@ -111,12 +138,12 @@ def _resumed(arguments: argparse.Namespace) -> Plan:
         raise HywuError(f"--resume continues in {out}; leave out --out {arguments.out}.")
     if given := overrides(arguments):
         raise HywuError(f"A resumed run keeps its settings; leave out {', '.join(sorted(given))}.")
-    _, run = read_checkpoint(out)
+    run = describe(out).run
     if arguments.recipe not in (None, run["recipe"]):
         raise HywuError(f"{out} is a run of '{run['recipe']}', not of '{arguments.recipe}'.")
     chosen = recipes.recipe(run["recipe"])
     config, settings = recipes.configure(chosen, {**run["config"], **run["settings"]})
-    return Plan(chosen, config, settings, out, resume=True)
+    return Plan(chosen, config, settings, out, True, parallel_config(arguments))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -125,25 +152,50 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.check_data is not None:
         return check_data(arguments)
     refuse_stray(arguments)
-    planned = plan(arguments)
-    require("diffusers", "matplotlib")
+    with one_speaks():
+        with one_speaks(HywuError):  # every process reads the same command line
+            planned = plan(arguments)
+            require("diffusers", "matplotlib")
+        with Parallel.joined(planned.parallel, planned.config.device) as parallel:
+            return _run(planned, parallel)
+
+
+def _run(planned: Plan, parallel: Parallel) -> int:
     config, out, run = planned.config, planned.out, planned.describe()
-    task = planned.build()  # the long preparation of the data comes before anything is written
-    out.mkdir(parents=True, exist_ok=True)
-    _write_text(out / "run.json", json.dumps(run, indent=2))
+    task = planned.build(parallel)  # the long preparation of the data comes before anything is written
+    run["data"] = task.about()
+    if planned.resume:
+        _check_same(out, describe(out).run.get("data", {}), run["data"])
+    if parallel.main:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_text(out / "run.json", json.dumps(run, indent=2))
+    parallel.barrier()
     try:
-        losses = train(task, config, out, run, planned.resume)
+        first = describe(out).step if planned.resume else 0
+        with RunWatch(out, first) if parallel.main else nullcontext() as watch:
+            losses = train(task, config, out, run, planned.resume, parallel, watch)
+        if not parallel.main:
+            return 0
         title = f"{planned.recipe.name}, {config.steps} steps of {config.batch_size}"
         save_loss_curve(losses, out / "loss.png", title)
         sentence = task.finish(out)
     except KeyboardInterrupt:
-        if not (out / FILE_NAME).is_file():
+        if newest(out) is None or not parallel.main:
             raise
         print(f"Stopped. Continue with: python -m hywu_core.train --resume {out}", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     _write_text(out / "result.txt", sentence)
     print(f"Everything is in {out}.\n{sentence}")  # noqa: T201
     return 0
+
+
+def _check_same(out: Path, before: dict[str, object], now: dict[str, object]) -> None:
+    """HywuError where a run would go on with other data than it began with."""
+    if before.get("sha256") != now.get("sha256"):
+        raise HywuError(
+            f"The data set has changed since the run in {out} began ({before.get('samples')} samples then, "
+            f"{now.get('samples')} now, or other pictures or words); put it back, or begin a new run."
+        )
 
 
 def _write_text(path: Path, text: str) -> None:

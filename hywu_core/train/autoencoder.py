@@ -43,23 +43,33 @@ class AutoencoderTask(Task):
         self.photos = [photo.to(device) for photo in load_tensors("train")]
         self.device = device
 
-    def batch(self, size: int, generator: torch.Generator) -> Tensor:
-        """Random crops (B, 3, H, W), half of them under a random operation."""
+    def batch(self, size: int, generator: torch.Generator, index: int) -> Tensor:
+        """Random crops (B, 3, H, W), half of them under a random operation: this process's rows of them."""
         images = random_crops(self.photos, size, (CROP, CROP), generator)
         edited = int(size * EDITED_SHARE)
         for part in torch.arange(edited).chunk(OPERATIONS_PER_BATCH):
             pick = torch.randint(len(self.operations), (), generator=generator, device=self.device)
             images[part] = altered(OPS[self.operations[int(pick)]], images[part], generator)
-        return images.contiguous(memory_format=torch.channels_last)
+        return images[self.share.rows(size)].contiguous(memory_format=torch.channels_last)
 
     def loss(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """Reconstruction error plus the distance of the latents' moments from a standard normal's."""
         latents = self._encode(batch)
-        noise = torch.randn(latents.shape, generator=generator, device=self.device)
-        restored = self._decode(latents + LATENT_NOISE * noise).float()
-        mean, std = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))
+        whole = len(batch) * self.share.world
+        noise = torch.randn((whole, *latents.shape[1:]), generator=generator, device=self.device)
+        restored = self._decode(latents + LATENT_NOISE * noise[self.share.rows(whole)]).float()
+        mean, std = self._moments(latents.float())
         moments = mean.square().mean() + (std - 1).square().mean()
         return F.mse_loss(restored, batch) + MOMENT_WEIGHT * moments
+
+    def _moments(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (Z,) of each channel over all processes."""
+        mean = self.share.mean(latents.mean((0, 2, 3)))
+        # A variance does not move with the mean, so that no gradient has to go through it.
+        centred = latents - mean.detach()[:, None, None]
+        n = self.share.world * latents.numel() // latents.shape[1]
+        variance = self.share.mean(centred.square().mean((0, 2, 3))) * (n / max(1, n - 1))
+        return mean, variance.sqrt()
 
     @torch.no_grad()
     def finish(self, out: Path) -> str:

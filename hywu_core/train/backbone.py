@@ -14,7 +14,6 @@ from ..data.photo_ops import OPS
 from ..embedded.text import TextFeatures
 from ..images import save_sheet
 from ..pipeline import HywuPipeline
-from ..storage import write_safetensors
 from .loop import Task
 from .objective import flow_matching_loss
 from .world import EmbeddedWorld, WorldConfig, held_out_cases, judge
@@ -41,26 +40,27 @@ class BackboneTask(Task):
         self.world = EmbeddedWorld(BASE_OPERATIONS, world, device, seed)
         self._velocity = torch.compile(self.module) if compiled else self.module
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[EditBatch, TextFeatures]:
-        """Exact edits and a wording of each."""
+    def batch(self, size: int, generator: torch.Generator, index: int) -> tuple[EditBatch, TextFeatures]:
+        """Exact edits and a wording of each, this process's rows of them."""
         edits = self.world.pool.sample(size, generator)
-        return edits, self.world.prompts.sample(edits.operation, generator)
+        text = self.world.prompts.sample(edits.operation, generator)
+        rows = self.share.rows(size)
+        return edits[rows], TextFeatures(*(x[rows] for x in text))
 
     def loss(self, batch: tuple[EditBatch, TextFeatures], generator: torch.Generator) -> Tensor:
         """Mean squared velocity error."""
         edits, text = batch
         return flow_matching_loss(
-            lambda x, time: self._velocity(x, time, edits.source, text), edits.target, generator
+            lambda x, time: self._velocity(x, time, edits.source, text),
+            edits.target,
+            generator,
+            self.share,
         )
 
     def finish(self, out: Path) -> str:
         """Write the file that "Load Diffusion Model" opens; measure the base operations, held out."""
-        tensors = {
-            name: tensor.detach().to(torch.float16).contiguous()
-            for name, tensor in self.module.transformer.state_dict().items()
-        }
         path = out / self.file_name
-        write_safetensors(path, tensors, self.module.file_metadata())
+        self.module.save(path)
         device = next(self.module.parameters()).device
         stored = EmbeddedBackbone.load(path, device)  # measure what was written, rounding included
         pipeline = HywuPipeline(stored, self.world.autoencoder, self.world.text_encoder, None)

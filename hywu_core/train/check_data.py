@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,6 +26,7 @@ _SIDE, _DIVISOR = 1024, 16  # buckets of the report: a square megapixel, the ste
 def add_arguments(parse: argparse.ArgumentParser) -> None:
     """Everything there is to say about a data set of the user's own."""
     group = parse.add_argument_group("a data set of your own")
+    group.add_argument("--data", type=Path, metavar="PATH", help="learn from this data set")
     group.add_argument(
         "--check-data", type=Path, metavar="PATH", help="report on this data set and train nothing"
     )
@@ -57,20 +59,24 @@ def add_arguments(parse: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--resolution",
         type=int,
-        default=_SIDE,
         metavar="PIXELS",
-        help=f"side of the square whose area the buckets have (default: {_SIDE})",
+        help=f"side of the square whose area the buckets have (default: the backbone's, or {_SIDE})",
     )
 
 
 def refuse_stray(arguments: argparse.Namespace) -> None:
-    """HywuError for arguments about a data set where none is given; they would be without effect."""
+    """HywuError for arguments about a data set that would be without effect."""
+    if arguments.data is not None:  # everything but what is about the report
+        for flag, given in (("--json", arguments.json), ("--quick", arguments.quick)):
+            if given:
+                raise HywuError(f"{flag} is about the report on a data set; it goes with --check-data PATH.")
+        return
     alone = argparse.ArgumentParser()
     add_arguments(alone)
     for name, default in vars(alone.parse_args([])).items():
         if getattr(arguments, name) != default:
             flag = "--" + name.replace("_", "-")
-            raise HywuError(f"{flag} is about a data set; name that with --check-data PATH.")
+            raise HywuError(f"{flag} is about a data set; name that with --data PATH or --check-data PATH.")
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
@@ -88,11 +94,24 @@ def options_of(arguments: argparse.Namespace) -> Options:
     )
 
 
+def plain_options(arguments: argparse.Namespace) -> dict[str, object]:
+    """`options_of` as plain data, for a run folder; what is at its default is left out."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return str(value.resolve()) if isinstance(value, Path) else value
+
+    given, default = options_of(arguments), Options()
+    values = ((field.name, getattr(given, field.name)) for field in fields(Options))
+    return {name: plain(value) for name, value in values if value != getattr(default, name)}
+
+
 def check_data(arguments: argparse.Namespace) -> int:
     """Print the report. HywuError with one sentence, after it, where the data set cannot be trained on."""
     if arguments.json is not None:
         check_file_path(arguments.json)
-    buckets = Buckets(arguments.resolution**2, _DIVISOR)
+    buckets = Buckets((arguments.resolution or _SIDE) ** 2, _DIVISOR)
     data = PairedDataset.read(arguments.check_data, options_of(arguments))
     with _progress(len(data)) as on_sample:
         seen = scan(data, not arguments.quick, on_sample)

@@ -69,11 +69,15 @@ class _Adapted(nn.Module):
 
 
 class TextBatch(NamedTuple):
-    """Labels (B,) of the requests; requests and general texts as ids and mask, each (rows, N)."""
+    """Labels (B,) of the requests; requests and general texts as ids and mask, each (rows, N).
+
+    n_general: general texts of all processes, of which some may have one more than others.
+    """
 
     labels: Tensor
     requests: tuple[Tensor, Tensor]
     general: tuple[Tensor, Tensor]
+    n_general: int
 
 
 class TextTask(Task):
@@ -110,16 +114,21 @@ class TextTask(Task):
             inner = [piece for piece in inner if rng.random() >= self.settings.dropout] or inner
         return [first, *inner, last]
 
-    def batch(self, size: int, generator: torch.Generator) -> TextBatch:
-        """`size` requests for random operations, as people would type them, and general texts beside them."""
+    def batch(self, size: int, generator: torch.Generator, index: int) -> TextBatch:
+        """`size` requests for random operations, as people would type them, and general texts beside them.
+
+        Only this process's of both.
+        """
         seed = int(torch.randint(2**62, (), generator=generator, device=self.device))
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
         labels = rng.choices(range(len(self.operations)), k=size)
         requests = [self._with_dropout(self._request(label, rng, generator), rng) for label in labels]
         n_general = max(1, round(size * self.settings.general_share))
         general = [self.module.encoder.tokenize(self._general(rng)) for _ in range(n_general)]
+        own = self.share.rows(size)
+        requests, general = requests[own], general[self.share.part(n_general)]
         texts = [tuple(part.to(self.device) for part in padded_ids(rows)) for rows in (requests, general)]
-        return TextBatch(torch.tensor(labels, device=self.device), *texts)
+        return TextBatch(torch.tensor(labels[own], device=self.device), *texts, n_general)
 
     def loss(self, batch: TextBatch, generator: torch.Generator) -> Tensor:
         """Cross-entropy over the operations, by sentence and by mean word, plus the drift on general text."""
@@ -131,7 +140,8 @@ class TextTask(Task):
         told_apart = 2 * F.cross_entropy(logits, batch.labels.repeat(2), label_smoothing=smoothing)
         with torch.no_grad():
             before = self._original(*batch.general)[1]
-        drift = 1 - (self.module.encoder(*batch.general)[1] * before).sum(-1).mean()
+        kept = (self.module.encoder(*batch.general)[1] * before).sum()
+        drift = 1 - kept * self.share.world / batch.n_general
         return told_apart + self.settings.keep_weight * drift
 
     def finish(self, out: Path) -> str:

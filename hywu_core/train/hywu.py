@@ -1,38 +1,36 @@
-"""Recipes `embedded_generator`, `embedded_demo`: HY-WU on the frozen backbone, by the diffusion loss alone.
+"""Recipes `embedded_generator`, `embedded_demo`: HY-WU on the frozen embedded backbone.
 
-Shapes: B conditions, R noise levels of each, Z latent channels, h x w latents.
+Shapes: C conditions, Z latent channels, h x w latents.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from ..apply import Attachment, attach
 from ..backbones.embedded import EmbeddedBackbone
+from ..backbones.packing import PATCH
+from ..conditions import Condition
 from ..conditions.embedded import CONDITION_DIM, EmbeddedConditionEncoder, embedded_condition
-from ..data.latents import EditBatch
 from ..data.photo_ops import OPS
 from ..embedded import BACKBONE
 from ..embedded.sizing import WORKING_AREA
 from ..embedded.text import TextFeatures
 from ..errors import HywuError
-from ..generator import GeneratorConfig, ParameterGenerator, load_generator, save_generator
-from ..images import save_sheet
+from ..generator import GeneratorConfig, ParameterGenerator, load_generator
 from ..lora import Adapter, LoraSpec
 from ..pipeline import HywuPipeline
-from .loop import Task
-from .objective import flow_matching_loss
+from .adaptation import export, make_adaptation, require_adaptation
+from .adapting import AdaptingTask, Edits
+from .verdict import save_before_after, sentence
 from .warm_start import warm_start
-from .world import EmbeddedWorld, Judged, WorldConfig, held_out_cases, judge
+from .world import EditCase, EmbeddedWorld, Judged, WorldConfig, held_out_cases, judge
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,9 @@ class HywuTrainingConfig:
     mlp_ratio: float = 2.0
     accumulation: int = 1
     noise_levels: int = 2  # R: times drawn for each generated LoRA, so that one generation serves several
+    adaptation: str = "hywu"  # of `adaptation.KINDS`
+    prompt_dropout: float = 0.0  # how often the instruction is left out
+    strength_penalty: float = 0.0  # weight of `objective.update_power` in the loss
     wordings: int = 1  # held-out phrases of each operation in the closing measurement
     area: int = WORKING_AREA  # pixels of the photographs in the closing measurement
     photos: int | None = None
@@ -60,10 +61,40 @@ class HywuTrainingConfig:
                 raise HywuError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.photos is not None and self.photos < 1:
             raise HywuError(f"photos is {self.photos}; the closing measurement needs at least 1.")
+        if not 0 <= self.prompt_dropout <= 1:
+            raise HywuError(f"prompt_dropout is {self.prompt_dropout}; it must be between 0 and 1.")
+        if not 0 <= self.strength_penalty < math.inf:
+            raise HywuError(
+                f"strength_penalty is {self.strength_penalty}; it must be a number that is not negative."
+            )
+        require_adaptation(self.adaptation)
+
+    def generator(self, condition_dim: int) -> GeneratorConfig:
+        """The generator's own config."""
+        return GeneratorConfig(
+            condition_dim=condition_dim,
+            d_model=self.d_model,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            mlp_ratio=self.mlp_ratio,
+            accumulation=self.accumulation,
+        )
 
 
-class HywuTask(Task):
-    """Only the generator moves; gradients reach it through the LoRA it wrote (paper 3.6)."""
+@dataclass(frozen=True)
+class EmbeddedInputs:
+    """What the embedded backbone reads besides the noisy latents."""
+
+    source: Tensor  # (C, Z, h, w)
+    text: TextFeatures
+
+    def __getitem__(self, rows: list[int]) -> EmbeddedInputs:
+        """Those of some rows."""
+        return EmbeddedInputs(self.source[rows], self.text.rows(rows))
+
+
+class HywuTask(AdaptingTask):
+    """A generator, or a baseline, learns exact edits of photographs on the embedded backbone."""
 
     file_name = "hywu_embedded_generator.safetensors"
 
@@ -77,89 +108,107 @@ class HywuTask(Task):
         init: str | Path | None = None,
         compiled: bool = False,
     ) -> None:
-        """`init` is a generator file to start from; by default the generator starts at zero effect.
-
-        `compiled` runs generator and backbone through torch.compile.
-        """
-        self.name, self.config = name, config
+        """`init` is a generator file to start from; by default the generator starts at zero effect."""
+        self.config = config
         self.backbone = EmbeddedBackbone.load(device=device)
-        spec = LoraSpec.from_module(self.backbone.transformer, rank=config.rank, alpha=config.rank)
+        transformer = self.backbone.transformer
+        spec = LoraSpec.from_module(transformer, rank=config.rank, alpha=config.rank)
         torch.manual_seed(seed)
-        self.module = ParameterGenerator(
-            GeneratorConfig(
-                condition_dim=CONDITION_DIM,
-                d_model=config.d_model,
-                n_layers=config.n_layers,
-                n_heads=config.n_heads,
-                mlp_ratio=config.mlp_ratio,
-                accumulation=config.accumulation,
-            ),
-            spec,
-        ).to(device)
+        adaptation = make_adaptation(
+            config.adaptation, transformer, spec, config.generator(CONDITION_DIM), len(config.operations)
+        )
         if init is not None:
-            warm_start(self.module, init)
-        self._compiled = compiled
-        self._write = torch.compile(self.module) if compiled else self.module
-        self._velocity = torch.compile(self.backbone) if compiled else self.backbone
-        self._attachment: Attachment | None = None
+            if config.adaptation != "hywu":
+                raise HywuError(f"init is a generator to start from; {config.adaptation} trains none.")
+            warm_start(adaptation.module, init)
+        super().__init__(
+            name, transformer, adaptation, config.noise_levels, config.strength_penalty, compiled
+        )
+        self._run = torch.compile(self.backbone) if compiled else self.backbone
         self.world = EmbeddedWorld(config.operations, world, device, seed)
         self._weights = torch.tensor(
             [config.base_share if OPS[name].split == "base" else 1.0 for name in config.operations],
             device=device,
         )
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[EditBatch, TextFeatures]:
-        """B exact edits and a wording of each, for `size` = B * R rows of the backbone."""
-        edits = self.world.pool.sample(max(1, size // self.config.noise_levels), generator, self._weights)
-        return edits, self.world.prompts.sample(edits.operation, generator)
+    def batch(self, size: int, generator: torch.Generator, index: int) -> Edits:
+        """This team's share of the exact edits, and a wording of each, for `size` rows of the backbone."""
+        n = self.conditions(size)
+        edits = self.world.pool.sample(n, generator, self._weights)
+        text = self.world.prompts.sample(edits.operation, generator)
+        if self.config.prompt_dropout:
+            draw = torch.rand(n, generator=generator, device=generator.device)
+            text = text.without(draw < self.config.prompt_dropout)
+        own = self.share.conditions.rows(n)
+        edits, text = edits[own], text.rows(own)
+        condition = embedded_condition(edits.source, text)
+        return Edits(condition, edits.operation, edits.target, EmbeddedInputs(edits.source, text))
 
-    def loss(self, batch: tuple[EditBatch, TextFeatures], generator: torch.Generator) -> Tensor:
-        """Flow matching through the LoRA written for each edit, at R noise levels."""
-        edits, text = batch
-        repeats = self.config.noise_levels
-        adapter = self._write(embedded_condition(edits.source, text))
-        source, target = (x.repeat_interleave(repeats, 0) for x in (edits.source, edits.target))
-        rows = TextFeatures(*(x.repeat_interleave(repeats, 0) for x in (text.tokens, text.mask, text.pooled)))
-        with self._adapted(adapter):
-            return flow_matching_loss(
-                lambda x, time: self._velocity(x, time, source, rows), target, generator
-            )
+    def velocity(self, x: Tensor, time: Tensor, inputs: EmbeddedInputs) -> Tensor:
+        """The embedded FLUX."""
+        return self._run(x, time, inputs.source, inputs.text)
 
-    @contextmanager
-    def _adapted(self, adapter: Adapter) -> Iterator[None]:
-        """The backbone with this adapter; compiled, one attachment stands and only its tensors change."""
-        if not self._compiled:
-            with attach(self.backbone.transformer, adapter):
-                yield
-            return
-        if self._attachment is None:
-            self._attachment = attach(self.backbone.transformer, adapter)
-        else:
-            self._attachment.swap(adapter)
-        yield
+    def tokens_per_row(self, batch: Edits) -> int:
+        """Of the embedded FLUX."""
+        inputs: EmbeddedInputs = batch.inputs
+        pictures = (batch.target, inputs.source)
+        return inputs.text.tokens.shape[1] + sum(x.shape[-2] * x.shape[-1] // PATCH**2 for x in pictures)
 
     def finish(self, out: Path) -> str:
-        """Write the self-describing generator file; compare with the frozen base on held-out photographs."""
-        if self._attachment is not None:
-            self._attachment.remove()
-        path = out / self.file_name
-        save_generator(
-            path,
-            self.module,
+        """Write what was learned; compare with the frozen base on held-out photographs."""
+        self.release()
+        (path, *_) = self.save(out)
+        device = next(self.module.parameters()).device
+        # Measured is what was written, rounding included.
+        written = load_generator(path, device=device).eval() if self.config.adaptation == "hywu" else None
+        edited, frozen = self.judge_held_out(self.pipeline(written))
+        save_before_after(self.config.adaptation, edited, frozen, out / "before_after.png")
+        return sentence(self.config.adaptation, edited, frozen)
+
+    def save(self, out: Path) -> list[Path]:
+        """Write the self-describing generator file, LoRA files, or the fine-tuned backbone."""
+        stem = Path(self.file_name).stem if self.config.adaptation == "hywu" else self.config.adaptation
+        if self.config.adaptation == "sft":
+            path = out / f"{stem}.safetensors"
+            self.backbone.save(path)
+            return [path]
+        return export(
+            self.adaptation,
+            out,
+            stem,
+            self.config.operations,
             encoder=EmbeddedConditionEncoder.info(),
             backbone={"kind": EmbeddedBackbone.kind, "id": BACKBONE.stem, "sha256": file_sha256(BACKBONE)},
             provenance={"recipe": self.name},
             dtype=torch.float16,
         )
-        device = next(self.module.parameters()).device
-        parts = (self.backbone, self.world.autoencoder, self.world.text_encoder)
-        pipeline = HywuPipeline(*parts, load_generator(path, device=device).eval())
+
+    def pipeline(self, generator: ParameterGenerator | None = None) -> HywuPipeline:
+        """The embedded models with a generator, if there is one, and otherwise with what `writer` gives."""
+        return HywuPipeline(self.backbone, self.world.autoencoder, self.world.text_encoder, generator)
+
+    def writer(self) -> Callable[[Sequence[EditCase], Condition], Adapter] | None:
+        """For `judge`: the directly trained LoRA of each case; None where the pipeline needs no telling."""
+        if self.config.adaptation in ("hywu", "sft"):
+            return None
+
+        def write(cases: Sequence[EditCase], condition: Condition) -> Adapter:
+            tasks = [self.config.operations.index(case.operation) for case in cases]
+            return self.adaptation.adapter(condition, torch.tensor(tasks, device=condition.tokens.device))
+
+        return write
+
+    def judge_held_out(self, pipeline: HywuPipeline) -> tuple[list[Judged], list[Judged]]:
+        """Held-out edits by a pipeline with what was learned, and by the frozen base alone."""
         cases = held_out_cases(
             self.config.operations, self.config.wordings, self.config.photos, self.config.area
         )
-        edited, frozen = judge(pipeline, cases), judge(pipeline, cases, frozen_base=True)
-        _sheet(edited, frozen, out / "before_after.png")
-        return _sentence(edited, frozen)
+        edited = judge(pipeline, cases, write=self.writer())
+        if self.config.adaptation != "sft":
+            return edited, judge(pipeline, cases, frozen_base=True)
+        base = EmbeddedBackbone.load(device=next(self.module.parameters()).device)
+        frozen = HywuPipeline(base, self.world.autoencoder, self.world.text_encoder, None)
+        return edited, judge(frozen, cases)
 
 
 def file_sha256(path: Path) -> str:
@@ -169,25 +218,3 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sheet(edited: Sequence[Judged], frozen: Sequence[Judged], path: Path) -> None:
-    rows = [
-        (f"{e.case.prompt}   (HY-WU {e.score:.1f} dB, frozen base {f.score:.1f} dB)",
-         (e.case.source, f.result, e.result, e.case.target))
-        for e, f in zip(edited, frozen, strict=True)
-        if e.case.photo == 0
-    ]  # fmt: skip
-    save_sheet(rows, ("photograph", "frozen base", "HY-WU", "exact result"), path)
-
-
-def _sentence(edited: Sequence[Judged], frozen: Sequence[Judged]) -> str:
-    reached, base = fmean([j.score for j in edited]), fmean([j.score for j in frozen])
-    photographs = len({j.case.photo for j in edited})
-    operations = len({j.case.operation for j in edited})
-    return (
-        f"On {photographs} held-out photographs and {operations} operations, HY-WU reaches {reached:.2f} dB "
-        f"of PSNR to the exact result on average; the frozen base alone reaches {base:.2f} dB and the "
-        f"untouched photographs {fmean([j.untouched for j in edited]):.2f} dB: {reached - base:+.2f} dB over "
-        "the frozen base."
-    )

@@ -10,25 +10,31 @@ from contextlib import contextmanager
 
 @contextmanager
 def deferred_interrupt() -> Iterator[threading.Event]:
-    """Hold back the first Ctrl-C of the block; it sets the event and is raised when the block ends.
+    """Hold back the first Ctrl-C (or SIGTERM) of the block; it sets the event.
 
-    A second Ctrl-C interrupts at once. Without effect outside the main thread, where Python delivers no
-    signals, and where somebody else has decided that Ctrl-C does nothing.
+    When the block ends with the event set, by whom ever, KeyboardInterrupt is raised. A second signal acts at
+    once. Signals are left alone outside the main thread, where Python delivers none, and where somebody else
+    has decided that they do nothing.
     """
     pending = threading.Event()
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield pending
-        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if not callable(before[signal.SIGINT]):
+        del before[signal.SIGINT]
+    if before[signal.SIGTERM] in (signal.SIG_IGN, None):
+        del before[signal.SIGTERM]
+    if threading.current_thread() is not threading.main_thread():
+        before.clear()
 
-    def hold(signum: int, frame: object) -> None:
+    def hold(number: int, frame: object) -> None:
         pending.set()
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(number, before[number])
 
-    signal.signal(signal.SIGINT, hold)
+    for number in before:
+        signal.signal(number, hold)
     try:
         yield pending
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if pending.is_set():
         raise KeyboardInterrupt

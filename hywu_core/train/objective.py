@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..lora import Adapter
+from ..lora.algebra import square_norms
+from .share import Share
+
 UNIFORM_SHARE = 0.5  # of the times; the rest is logit-normal(0, 1), denser in the middle
 
 
@@ -27,11 +31,34 @@ def sample_times(n: int, generator: torch.Generator) -> Tensor:
 
 
 def flow_matching_loss(
-    velocity: Callable[[Tensor, Tensor], Tensor], target: Tensor, generator: torch.Generator
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    target: Tensor,
+    generator: torch.Generator,
+    share: Share | None = None,
+    shift: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Mean squared error of `velocity(x_t, t)` at random times, for clean latents `target` (B, Z, h, w)."""
-    time = sample_times(len(target), generator)
-    noise = torch.randn(target.shape, generator=generator, device=target.device)
+    """Mean squared error of `velocity(x_t, t)` at random times, for clean latents `target` (B, Z, h, w).
+
+    share: `target` is this share's rows of a larger batch, for all of which times and noise are drawn.
+    shift: moves the times drawn to where a backbone learns.
+    """
+    share = share or Share()
+    whole = len(target) * share.world
+    rows = share.rows(whole)
+    time = sample_times(whole, generator)[rows]
+    if shift is not None:
+        time = shift(time)
+    noise = torch.randn((whole, *target.shape[1:]), generator=generator, device=target.device)[rows]
     t = time.view(-1, 1, 1, 1)
     predicted = velocity((1 - t) * target + t * noise, time)
     return F.mse_loss(predicted.float(), noise - target)
+
+
+def update_power(adapter: Adapter) -> Tensor:
+    """How strongly an adapter acts: what `strength_penalty` holds down (paper R6). A scalar, differentiable.
+
+    The mean square of what the update adds to a target's output for inputs of unit variance, averaged over
+    adapters and targets: ||scale * B A||^2 / d_out.
+    """
+    squares = square_norms(adapter)
+    return torch.stack([squares[name].mean() / B.shape[-2] for name, (_, B) in adapter.items()]).mean()

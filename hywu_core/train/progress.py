@@ -11,9 +11,17 @@ from tqdm import tqdm
 from ..storage import atomic_path
 
 
-def training_bar(name: str, total: int, initial: int = 0) -> tqdm:
+def training_bar(name: str, total: int, initial: int = 0, shown: bool = True) -> tqdm:
     """A progress bar on standard error with rate and ETA."""
-    return tqdm(total=total, initial=initial, desc=name, unit="step", dynamic_ncols=True, smoothing=0.1)
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=name,
+        unit="step",
+        dynamic_ncols=True,
+        smoothing=0.1,
+        disable=not shown,
+    )
 
 
 def save_loss_curve(losses: Sequence[float], path: Path, title: str) -> None:

@@ -1,9 +1,10 @@
-"""The recipes of `python -m hywu_core.train`: each names a task, its defaults, and what it needs."""
+"""The recipes of `python -m hywu_core.train`: each names a task, its defaults, and what can be set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,29 +13,30 @@ from ..devices import resolve_device
 from ..errors import HywuError
 from .config import TrainConfig
 from .loop import Task
+from .processes import Processes
 
 Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make one of the shipped models again."""
+    """How to make one of the shipped models again, or to learn from a data set of the user's own."""
 
     name: str
     summary: str
     defaults: TrainConfig
-    build: Callable[[TrainConfig, Settings], Task]
+    build: Callable[[TrainConfig, Settings, Processes], Task]
     settings: Settings  # further names that `--set name=value` accepts, with their defaults
 
 
-def _autoencoder(config: TrainConfig, settings: Settings) -> Task:
+def _autoencoder(config: TrainConfig, settings: Settings, processes: Processes) -> Task:
     from .autoencoder import AutoencoderTask
 
     torch.manual_seed(config.seed)
     return AutoencoderTask(resolve_device(config.device), settings["compile"])
 
 
-def _backbone(config: TrainConfig, settings: Settings) -> Task:
+def _backbone(config: TrainConfig, settings: Settings, processes: Processes) -> Task:
     from ..backbones.embedded import EmbeddedBackboneConfig
     from .backbone import BackboneTask
     from .world import WorldConfig
@@ -53,7 +55,15 @@ def _backbone(config: TrainConfig, settings: Settings) -> Task:
 DEMO_OPERATIONS = ("darken", "cool", "white_vignette", "darken_bottom")
 
 
-def _generator(config: TrainConfig, settings: Settings) -> Task:
+# What every recipe that adapts a frozen backbone can be told.
+ADAPTING: Settings = {"adaptation": "hywu", "prompt_dropout": 0.0, "strength_penalty": 0.0}
+
+
+def _adapting(settings: Settings) -> Settings:
+    return {name: settings[name] for name in ADAPTING}
+
+
+def _generator(config: TrainConfig, settings: Settings, processes: Processes) -> Task:
     from .hywu import HywuTask, HywuTrainingConfig
     from .world import WorldConfig
 
@@ -65,6 +75,7 @@ def _generator(config: TrainConfig, settings: Settings) -> Task:
             n_layers=settings["n_layers"],
             mlp_ratio=settings["mlp_ratio"],
             noise_levels=settings["noise_levels"],
+            **_adapting(settings),
         ),
         WorldConfig(crops=settings["crops"], variants=settings["variants"]),
         resolve_device(config.device),
@@ -74,13 +85,13 @@ def _generator(config: TrainConfig, settings: Settings) -> Task:
     )
 
 
-def _text(config: TrainConfig, settings: Settings) -> Task:
+def _text(config: TrainConfig, settings: Settings, processes: Processes) -> Task:
     from .embedded_text import TextAdaptation, TextTask
 
     return TextTask(TextAdaptation(**settings), config.seed, resolve_device(config.device))
 
 
-def _demo(config: TrainConfig, settings: Settings) -> Task:
+def _demo(config: TrainConfig, settings: Settings, processes: Processes) -> Task:
     from .hywu import HywuTask, HywuTrainingConfig
     from .world import WorldConfig
 
@@ -94,10 +105,34 @@ def _demo(config: TrainConfig, settings: Settings) -> Task:
             n_layers=2,
             area=size * size,
             photos=settings["photos"],
+            **_adapting(settings),
         ),
         WorldConfig(sizes=((size, size),), crops=settings["crops"], variants=settings["variants"]),
         resolve_device(config.device),
         config.seed,
+    )
+
+
+_SMALL: Settings = {"rank": 8, "alpha": 8.0, "d_model": 256, "n_layers": 3, "n_heads": 4, "accumulation": 1}
+
+
+def _paired() -> tuple[Recipe, ...]:
+    """A recipe for each kind of backbone, to be trained through on a data set of the user's own."""
+    from ..backbones.registry import kinds
+    from .paired_recipe import SETTINGS, build
+
+    large = TrainConfig(steps=2000, batch_size=4, lr=1e-4, warmup=100, precision="bf16", sample_every=250)
+    small = TrainConfig(steps=400, batch_size=8, lr=1e-3, warmup=20, sample_every=100)  # fits a CPU
+    embedded = SETTINGS | _SMALL | {"backbone_dtype": "fp32", "sample_steps": 8}
+    return tuple(
+        Recipe(
+            kind,
+            f"your own data set on {'the embedded backbone, on a CPU' if kind == 'embedded' else kind}",
+            small if kind == "embedded" else large,
+            partial(build, kind),
+            embedded if kind == "embedded" else SETTINGS,
+        )
+        for kind in kinds()
     )
 
 
@@ -110,7 +145,7 @@ def _recipes() -> tuple[Recipe, ...]:
             "a small generator for four new operations on the frozen embedded backbone, in minutes on a CPU",
             TrainConfig(steps=200, batch_size=8, lr=2e-3, warmup=20, checkpoint_every=50),
             _demo,
-            {"size": 128, "crops": 24, "variants": 1, "photos": 2},
+            {"size": 128, "crops": 24, "variants": 1, "photos": 2} | ADAPTING,
         ),
         Recipe(
             "embedded_autoencoder",
@@ -133,7 +168,8 @@ def _recipes() -> tuple[Recipe, ...]:
             _generator,
             {"base_share": 0.3, "rank": 8, "n_layers": 3, "mlp_ratio": 1.0}
             | {"noise_levels": 4, "crops": 96, "variants": 1}
-            | {"init": "", "compile": False},  # init: a generator file to start from
+            | {"init": "", "compile": False}  # init: a generator file to start from
+            | ADAPTING,
         ),
         Recipe(
             "embedded_text",
@@ -142,6 +178,7 @@ def _recipes() -> tuple[Recipe, ...]:
             _text,
             asdict(TextAdaptation()),
         ),
+        *_paired(),
     )  # fmt: skip
 
 

@@ -5,13 +5,15 @@ Shapes: B batch, H x W pixels, Z latent channels, h x w latents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..conditions import Condition
 from ..data.instructions import Phrase, phrases
 from ..data.latents import LatentPool
 from ..data.metrics import psnr
@@ -22,6 +24,7 @@ from ..embedded.autoencoder import TinyAutoencoder
 from ..embedded.sizing import MULTIPLE, WORKING_AREA, fit_image
 from ..embedded.text import EmbeddedTextEncoder
 from ..errors import HywuError
+from ..lora import Adapter
 from ..pipeline import DEFAULT_STEPS, HywuPipeline
 
 FULL_SIZES = ((256, 256), (256, 256), (224, 288), (288, 224), (192, 336), (336, 192), (208, 304), (304, 208))
@@ -123,11 +126,15 @@ def judge(
     cases: Sequence[EditCase],
     *,
     frozen_base: bool = False,
+    write: Callable[[Sequence[EditCase], Condition], Adapter] | None = None,
     steps: int = DEFAULT_STEPS,
     batch: int = 8,
     seed: int = 0,
 ) -> list[Judged]:
-    """Edit every case (in batches of one photograph, hence one size) and compare with the exact results."""
+    """Edit every case (in batches of one photograph, hence one size) and compare with the exact results.
+
+    write: another way to an adapter for a batch of cases than the pipeline's generator.
+    """
     judged = []
     ordered = sorted(cases, key=lambda case: case.photo)
     groups = [[c for c in ordered if c.photo == photo] for photo in sorted({c.photo for c in ordered})]
@@ -136,8 +143,15 @@ def judge(
         source = torch.stack([case.source for case in chunk])
         target = torch.stack([case.target for case in chunk])
         prompts = [case.prompt for case in chunk]
-        edit = pipeline.edit(source, prompts, seed=seed, steps=steps, frozen_base=frozen_base, area=None)
-        image = edit.image.cpu()
+        image = pipeline.edit(
+            source,
+            prompts,
+            seed=seed,
+            steps=steps,
+            frozen_base=frozen_base,
+            write=None if write is None else partial(write, chunk),
+            area=None,
+        ).image.cpu()
         scores = zip(psnr(image, target).tolist(), psnr(source, target).tolist(), strict=True)
         judged += [Judged(c, r, s, u) for c, r, (s, u) in zip(chunk, image, scores, strict=True)]
     return judged

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hywu_core.backbones.sampling import euler, seeded_noise, simple_sigmas
@@ -31,6 +31,7 @@ def test_impossible_steps_are_named(steps):
         simple_sigmas(steps)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12))
 def test_a_straight_flow_ends_at_its_image(steps):
     image, noise = torch.randn(2, 16, 4, 4), seeded_noise((2, 16, 4, 4), 3)
@@ -43,3 +44,16 @@ def test_a_straight_flow_ends_at_its_image(steps):
 def test_noise_is_comfyui_noise():
     torch.manual_seed(42)
     assert torch.equal(seeded_noise((1, 16, 8, 8), 42), torch.randn(1, 16, 8, 8))
+
+
+def test_times_can_be_given():
+    image, noise = torch.randn(1, 16, 4, 4), seeded_noise((1, 16, 4, 4), 3)
+    seen = []
+
+    def velocity(x, t):
+        seen.append(t)
+        return noise - image
+
+    out = euler(velocity, noise, [1.0, 0.9, 0.2, 0.0])
+    torch.testing.assert_close(out, image, atol=1e-5, rtol=1e-5)
+    assert seen == [1.0, 0.9, 0.2]

@@ -183,7 +183,8 @@ def test_missing_controls_can_be_allowed(good, capfd):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--json", "r.json"], "--json is about a data set; name that with --check-data"),
+        (["--json", "r.json"], "--json is about a data set; name that with --data PATH or --check-data"),
+        (["--data", "{good}", "--json", "r.json"], "--json is about the report on a data set"),
         (["--control-folder", "x"], "--control-folder is about a data set"),
         (["--check-data", "{good}", "--json", "nowhere/r.json"], "folder nowhere does not exist"),
         (["--check-data", "{good}", "--control-folder", "nowhere"], "--control-folder: nowhere is not there"),

@@ -22,8 +22,10 @@ from hywu_core.generator import save_generator
 from hywu_core.lora import LoraSpec
 from hywu_core.train import recipes
 from hywu_core.train.__main__ import main, parser, plan
-from hywu_core.train.checkpoint import FILE_NAME, TrainState, read_checkpoint
+from hywu_core.train.checkpoint import TrainState, read_checkpoint
+from hywu_core.train.checkpoint_files import MARKER, newest
 from hywu_core.train.hywu import HywuTask
+from hywu_core.train.processes import ALONE
 from hywu_core.train.warm_start import warm_start
 
 from ..commands import contents, refused, run, start
@@ -32,13 +34,20 @@ MODULE = "hywu_core.train"
 STEPS = 4
 SMALL = ("--set", "size=64", "--set", "crops=2", "--set", "photos=1", "--batch-size", 2)
 RESULTS = {
-    FILE_NAME,
     HywuTask.file_name,
     "run.json",
     "loss.png",
     "before_after.png",
     "result.txt",
+    "metrics.jsonl",
 }
+
+
+def results(out: Path) -> set[str]:
+    """What a run has left beside its checkpoint and what TensorBoard, where it is installed, reads."""
+    names = {path.name for path in out.iterdir()} - {"tensorboard"}
+    assert newest(out).name in names
+    return names - {newest(out).name}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +72,7 @@ def test_progress_has_an_estimate_of_the_time_left(finished):
 
 def test_it_leaves_a_checkpoint_a_generator_a_curve_and_a_sheet(finished):
     out = finished[1]
-    assert set(contents(out)) == RESULTS
+    assert results(out) == RESULTS
     for name in ("loss.png", "before_after.png"):
         with Image.open(out / name) as image:
             assert min(image.size) > 200
@@ -80,18 +89,18 @@ def test_edit_accepts_the_generator(finished, tmp_path):
 
 
 def test_interrupted_and_resumed_it_comes_to_the_same_bits(finished, tmp_path, monkeypatch, capfd):
-    def pressed(task, size, generator, batch=HywuTask.batch):
+    def pressed(task, size, generator, index, batch=HywuTask.batch):
         pressed.steps += 1
         if pressed.steps == 2:
             signal.raise_signal(signal.SIGINT)
-        return batch(task, size, generator)
+        return batch(task, size, generator, index)
 
     pressed.steps = 0
     monkeypatch.setattr(HywuTask, "batch", pressed)
     arguments = [str(argument) for argument in (*SMALL, "--steps", STEPS, "--out", tmp_path)]
     assert command(lambda: main(arguments)) == 130
     assert capfd.readouterr().err.splitlines()[-1].endswith(f"hywu_core.train --resume {tmp_path}")
-    assert set(contents(tmp_path)) == {FILE_NAME, "run.json"}
+    assert results(tmp_path) == {"run.json", "metrics.jsonl"}
     assert command(lambda: main(["--resume", str(tmp_path)])) == 0
     assert pressed.steps == STEPS
     whole, resumed = read_checkpoint(finished[1])[0], read_checkpoint(tmp_path)[0]
@@ -123,7 +132,7 @@ def test_ctrl_c_in_training_can_be_resumed(tmp_path):
     assert 1 <= len(read_checkpoint(tmp_path / "run")[0]["losses"]) <= 8
     resumed = run(MODULE, "--resume", "run", folder=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert set(contents(tmp_path / "run")) == RESULTS
+    assert results(tmp_path / "run") == RESULTS
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send Ctrl-C to one process alone")
@@ -138,15 +147,22 @@ def test_ctrl_c_while_the_data_is_prepared_leaves_nothing(tmp_path):
     assert contents(tmp_path) == {}
 
 
-def save_run(folder: Path, done: int, steps: int) -> None:
-    """The checkpoint of a demonstration that got as far as `done` steps, with a toy's weights."""
-    config, settings = recipes.configure(recipes.recipe("embedded_demo"), {"steps": steps})
-    described = {"recipe": "embedded_demo", "config": config.to_dict(), "settings": settings}
+def save_run(folder: Path, done: int, steps: int, recipe: str = "embedded_demo", **settings: object) -> Path:
+    """A run that got as far as `done` steps, with a toy's weights; returns its checkpoint."""
+    config, settings = recipes.configure(recipes.recipe(recipe), {"steps": steps, **settings})
+    described = {"recipe": recipe, "config": config.to_dict(), "settings": settings}
     module = torch.nn.Linear(2, 2)
     folder.mkdir()
-    TrainState(module, torch.optim.AdamW(module.parameters()), torch.Generator(), [1.0] * done).save(
-        folder, described
-    )
+    state = TrainState(module, torch.optim.AdamW(module.parameters()), torch.Generator(), [1.0] * done)
+    state.save(folder, described)
+    state.settle()
+    return newest(folder)
+
+
+def change(path: Path, **changed: object) -> None:
+    """Other words in what a checkpoint says of itself."""
+    described = json.loads((path / MARKER).read_text(encoding="utf-8"))
+    (path / MARKER).write_text(json.dumps(described | changed), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -155,14 +171,16 @@ def wrong_files(tmp_path_factory) -> Path:
     (folder / "notes.txt").write_text("Buy milk.")
     (folder / "empty").mkdir()
     save_run(folder / "unfinished", 3, 6)
-    save_run(folder / "truncated", 3, 6)
-    whole = (folder / "truncated" / FILE_NAME).read_bytes()
-    (folder / "truncated" / FILE_NAME).write_bytes(whole[: len(whole) // 2])
-    (folder / "foreign").mkdir()
-    save_file({"x": torch.zeros(2)}, folder / "foreign" / FILE_NAME)
-    (folder / "nonsense").mkdir()
-    header = {"hywu.kind": "hywu-training-checkpoint-1", "hywu.run": "[]"}
-    save_file({"rng": torch.zeros(2), "losses": torch.zeros(2)}, folder / "nonsense" / FILE_NAME, header)
+    (shard,) = save_run(folder / "truncated", 3, 6).glob("*.safetensors")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    (shard,) = save_run(folder / "partial", 3, 6).glob("*.safetensors")
+    shard.unlink()
+    (folder / "foreign" / "checkpoint-3").mkdir(parents=True)
+    save_file({"x": torch.zeros(2)}, folder / "foreign" / "checkpoint-3" / "model.safetensors")
+    change(save_run(folder / "other", 3, 6), kind="another trainer's")
+    change(save_run(folder / "nonsense", 3, 6), run=[])
+    (save_run(folder / "scrambled", 3, 6) / MARKER).write_text("{")
     shipped = load_generator(GENERATOR)
     smaller = LoraSpec(shipped.spec.bands, rank=4, alpha=4)
     save_generator(
@@ -194,9 +212,14 @@ WRONG = {
     "a run that is not finished": (("--out", "unfinished"), "step 3 of 6.*--resume unfinished"),
     "nothing to resume": (("--resume", "empty"), "nothing to resume in empty"),
     "no folder to resume": (("--resume", "nowhere"), "nothing to resume in nowhere"),
-    "a truncated checkpoint": (("--resume", "truncated"), "not a complete safetensors"),
-    "a foreign checkpoint": (("--resume", "foreign"), "not a checkpoint of this trainer"),
-    "a checkpoint without its run": (("--resume", "nonsense"), "damaged header"),
+    "a truncated checkpoint": (("--resume", "truncated"), r"not a complete checkpoint.*bytes instead of"),
+    "a checkpoint without a shard": (("--resume", "partial"), r"not a complete checkpoint.*is missing"),
+    "a foreign checkpoint": (("--resume", "foreign"), "checkpoint-3 is not a checkpoint of this trainer"),
+    "another trainer's checkpoint": (("--resume", "other"), "of the kind 'another trainer's'"),
+    "a checkpoint without its run": (("--resume", "nonsense"), "is damaged"),
+    "a checkpoint with scrambled words": (("--resume", "scrambled"), "is damaged"),
+    "processes that are not there": (("--replicate", "2"), "replicate 2 .* cannot be 1 process;"),
+    "an arrangement of nothing": (("--sequence", "0"), "sequence is 0"),
     "another recipe": (
         ("--resume", "unfinished", "--recipe", "embedded_text"),
         "'embedded_demo', not of 'emb",
@@ -232,21 +255,16 @@ def planned(*arguments):
 
 def test_the_shipped_generator_can_be_trained_on_by_its_recipe(no_data, tmp_path):
     arguments = (*GENERATOR_FROM, f"init={GENERATOR}", "--out", str(tmp_path))
-    weights = planned(*arguments).build().module.state_dict()
+    weights = planned(*arguments).build(ALONE).module.state_dict()
     shipped = load_generator(GENERATOR).state_dict()
     assert weights.keys() == shipped.keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in shipped.items())
 
 
 def test_a_resumed_run_needs_no_file_that_it_once_started_from(no_data, tmp_path):
-    save_run(tmp_path / "run", 1, 6)
-    config, settings = recipes.configure(recipes.recipe("embedded_generator"), {"init": "gone.safetensors"})
-    tensors, _ = read_checkpoint(tmp_path / "run")
-    described = {"recipe": "embedded_generator", "config": config.to_dict(), "settings": settings}
-    header = {"hywu.kind": "hywu-training-checkpoint-1", "hywu.run": json.dumps(described)}
-    save_file(tensors, tmp_path / "run" / FILE_NAME, header)
+    save_run(tmp_path / "run", 1, 6, "embedded_generator", init="gone.safetensors")
     resumed = planned("--resume", str(tmp_path / "run"))
-    resumed.build()
+    resumed.build(ALONE)
     assert resumed.describe()["settings"]["init"] == "gone.safetensors"
 
 

@@ -1,0 +1,183 @@
+"""A user's data set as the trainer reads it: every picture, prompt and condition encoded once, kept on disk.
+
+Shapes: B edits, Z latent channels, h x w latents, S condition tokens, D channels of one.
+
+Encoders and backbone need not be in memory together: all samples are encoded first, by all processes
+together, and training reads nothing but tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones.base import EditEncoders
+from ..backbones.inputs import EditInputs, EditSample, collate
+from ..conditions import Condition, ConditionEncoder, hidden_condition
+from ..data.paired import Encodings, PairedDataset, Sample
+from ..data.paired.buckets import Buckets, Layout, Size, group, layout_of
+from ..errors import HywuError
+from .share import Share
+
+OnSample = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """Who encodes: the backbone's own half for latents and text; for conditions an encoder, or that text.
+
+    condition: None where the backbone's text is the condition (`conditions.backbone_hidden`).
+    """
+
+    backbone: EditEncoders
+    condition: ConditionEncoder | None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One edit as tensors."""
+
+    target: Tensor  # (1, Z, h, w)
+    sample: EditSample
+    condition: Condition  # batch 1
+
+
+class EncodedEdits:
+    """A data set's samples as tensors, from a cache; made by `encode`, which must come first."""
+
+    def __init__(
+        self, data: PairedDataset, encodings: Encodings, buckets: Buckets, control_buckets: Buckets | None
+    ) -> None:
+        """Look at the headers of all pictures. HywuError for one that cannot be read."""
+        self.data, self.encodings = data, encodings
+        self.layouts, self.groups = group(layout_of(sample, buckets, control_buckets) for sample in data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def layout(self, index: int) -> Layout:
+        """The sizes of a sample's pictures."""
+        return self.layouts[self.groups[index]]
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of all that is learned from: the bytes of every picture, and the prompts, in order."""
+        digest = hashlib.sha256()
+        for sample in self.data:
+            for picture in (sample.target, *sample.controls):
+                digest.update(bytes.fromhex(self.encodings.hashes.of(picture)))
+            digest.update("\0".join((sample.prompt, *sample.also, "")).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def encode(self, encoders: Encoders, dropout: bool, share: Share, on_sample: OnSample) -> None:
+        """Encode what the cache does not have yet, of this process's part of the samples.
+
+        dropout: also every sample with an empty prompt. `on_sample(done)` after each sample.
+        """
+        part = range(len(self))[share.part(len(self))]
+        for done, index in enumerate(part, start=1):
+            sample = self.data[index]
+            for prompt in (sample.prompt, *sample.also, *([""] if dropout else [])):
+                self.read(index, prompt, encoders)
+            on_sample(done)
+
+    def read(self, index: int, prompt: str, encoders: Encoders | Names) -> Encoded:
+        """A sample under a prompt. Encoders make what is not in the cache; where only their names are
+        given, that is a HywuError.
+        """
+        sample, layout = self.data[index], self.layout(index)
+        names = encoders if isinstance(encoders, Names) else Names.of(encoders)
+        make = _Making(None if isinstance(encoders, Names) else encoders)
+        target = self.encodings.image(sample.target, layout.target, names.backbone, make.latent)
+        controls = tuple(
+            self.encodings.image(control, size, names.backbone, make.latent)
+            for control, size in zip(sample.controls, layout.controls, strict=True)
+        )
+        sizes = own_sizes(sample)
+        text = self.encodings.condition(prompt, sample.controls, sizes, f"{names.backbone} text", make.text)
+        if names.condition is None:
+            hidden, mask = collate([EditSample(text)]).hidden()
+            condition = hidden_condition(hidden.float(), mask)
+        else:
+            found = self.encodings.condition(prompt, sample.controls, sizes, names.condition, make.condition)
+            condition = Condition(found["tokens"].float(), found.get("mask"))
+        return Encoded(target, EditSample(text, controls), condition)
+
+
+@dataclass(frozen=True)
+class Names:
+    """What encodings are found by once the encoders themselves are gone."""
+
+    backbone: str
+    condition: str | None
+
+    @classmethod
+    def of(cls, encoders: Encoders) -> Names:
+        """Of encoders."""
+        condition = encoders.condition
+        return cls(
+            encoders.backbone.encoder_id,
+            None if condition is None else f"{sorted(condition.info().items())} {_weights_hash(condition)}",
+        )
+
+
+@dataclass(frozen=True)
+class _Making:
+    """Makes encodings with encoders; without, says that what is asked for is gone."""
+
+    encoders: Encoders | None
+
+    def latent(self, picture: Tensor) -> Tensor:
+        return self._there.backbone.encode_image(picture).cpu()
+
+    def text(self, prompt: str, pictures: list[Tensor]) -> Mapping[str, Tensor]:
+        return {n: t.cpu() for n, t in self._there.backbone.encode_text(prompt, pictures).items()}
+
+    def condition(self, prompt: str, pictures: list[Tensor]) -> Mapping[str, Tensor]:
+        if not pictures:
+            raise HywuError(
+                "A sample has no control picture, and the condition encoder looks at one; add it, or let the "
+                "generator read the backbone's own text with --encoder backbone."
+            )
+        condition = self._there.condition.encode([[p[0] for p in pictures]], [prompt])
+        return {"tokens": condition.tokens.cpu()} | (
+            {} if condition.mask is None else {"mask": condition.mask.cpu()}
+        )
+
+    @property
+    def _there(self) -> Encoders:
+        if self.encoders is None:
+            raise HywuError(
+                "An encoding that was in the cache is gone, or its picture was changed meanwhile; start the "
+                "run again with --resume, and it is made anew."
+            )
+        return self.encoders
+
+
+def _weights_hash(encoder: ConditionEncoder) -> str:
+    """Of the weights of an encoder's models: a folder's name does not say which are in it."""
+    digest = hashlib.sha256()
+    for module in vars(encoder).values():
+        if isinstance(module, nn.Module):
+            for name, tensor in module.state_dict().items():
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.double().sum().item()!r}".encode())
+    return digest.hexdigest()[:16]
+
+
+def own_sizes(sample: Sample) -> list[Size]:
+    """The (height, width) of a sample's controls as they are: who looks at them resizes them as it needs."""
+    return [(height, width) for width, height in (control.size() for control in sample.controls)]
+
+
+def together(edits: Sequence[Encoded]) -> tuple[Tensor, EditInputs, Condition]:
+    """Edits of one layout as a batch: targets (B, Z, h, w), inputs, conditions (B, S, D)."""
+    return (
+        torch.cat([edit.target for edit in edits]),
+        collate([edit.sample for edit in edits]),
+        Condition.stack([edit.condition for edit in edits]),
+    )

@@ -1,0 +1,198 @@
+"""Recipes for users' data sets of paired edits: an adaptation learns them on a large frozen backbone.
+
+Shapes: C edits, Z latent channels, h x w latents.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbones.base import EditBackbone
+from ..backbones.inputs import EMBEDS, EditInputs
+from ..backbones.packing import PATCH
+from ..data.paired.sampler import Batches
+from ..errors import HywuError
+from .adaptation import Adaptation, export
+from .adapting import AdaptingTask, Edits
+from .encoded_edits import Encoded, EncodedEdits, Names, together
+from .held_out import HeldOut
+from .shown import Shown
+
+
+@dataclass(frozen=True)
+class PairedConfig:
+    """How a data set is drawn from."""
+
+    noise_levels: int = 1  # R: times drawn for each generated LoRA
+    prompt_dropout: float = 0.0  # how often the instruction is left out
+    strength_penalty: float = 0.0  # weight of `objective.update_power` in the loss
+    held_out: int = 4  # samples that are measured and shown, never trained on where there are enough
+    sample_steps: int = 20  # of the pictures that are shown
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("noise_levels", 1), ("held_out", 1), ("sample_steps", 1)):
+            if getattr(self, name) < least:
+                raise HywuError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if not 0 <= self.prompt_dropout <= 1:
+            raise HywuError(f"prompt_dropout is {self.prompt_dropout}; it must be between 0 and 1.")
+        if not 0 <= self.strength_penalty < float("inf"):
+            raise HywuError(
+                f"strength_penalty is {self.strength_penalty}; it must be a number that is not negative."
+            )
+
+
+def split(n: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
+    """(what is trained on, what is held out) of n samples; at most a fifth is held out."""
+    order = list(range(n))
+    random.Random(seed).shuffle(order)
+    kept = min(held_out, n // 5)
+    return sorted(order[kept:]), sorted(order[:kept])
+
+
+class PairedTask(AdaptingTask):
+    """Edits of a data set, read from the cache; the next batch is read while this one is computed."""
+
+    shows_at_end = True
+
+    def __init__(
+        self,
+        name: str,
+        backbone: EditBackbone,
+        edits: EncodedEdits,
+        names: Names,
+        adaptation: Adaptation,
+        config: PairedConfig,
+        encoder_info: dict[str, Any],
+        decode: Callable[[Tensor], Tensor],
+        compiled: bool = False,
+    ) -> None:
+        """`names`: what encodings are found by. `encoder_info`: of the conditions, for a generator's file.
+
+        decode: latents (B, Z, h, w) to pictures (B, 3, H, W), for those that are shown.
+        """
+        super().__init__(
+            name,
+            backbone.transformer,
+            adaptation,
+            config.noise_levels,
+            config.strength_penalty,
+            compiled,
+        )
+        self.backbone, self.edits, self.names, self.config = backbone, edits, names, config
+        self.encoder_info = encoder_info
+        self._run = torch.compile(backbone) if compiled else backbone
+        self.trained, self.shown = split(len(edits), config.held_out, config.seed)
+        self.tasks = tuple(dict.fromkeys(edits.data[index].prompt for index in range(len(edits))))
+        self._batches: dict[int, Batches] = {}
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="hywu-read")
+        self._ahead: tuple[int, Future[Edits]] | None = None
+        self.held_out = HeldOut(self, self.shown or self.trained[: config.held_out], decode)
+
+    @property
+    def device(self) -> torch.device:
+        """Where training happens."""
+        return next(self.module.parameters()).device
+
+    def batch(self, size: int, generator: torch.Generator, index: int) -> Edits:
+        """This team's share of the edits of micro-batch `index`; no number of `generator` is needed."""
+        n = self.conditions(size)
+        if self._ahead is not None and self._ahead[0] == index:
+            edits = self._ahead[1].result()
+        else:
+            edits = self._read(n, index)
+        self._ahead = index + 1, self._reader.submit(self._read, n, index + 1)
+        return Edits(
+            edits.condition.to(self.device),
+            edits.tasks.to(self.device),
+            edits.target.to(self.device, torch.float32),
+            edits.inputs.to(self.device),
+        )
+
+    def velocity(self, x: Tensor, time: Tensor, inputs: EditInputs) -> Tensor:
+        """The backbone's."""
+        return self._run(x, time, inputs)
+
+    def tokens_per_row(self, batch: Edits) -> int:
+        """Text, noisy and control tokens."""
+        inputs: EditInputs = batch.inputs
+        pictures = (batch.target, *inputs.controls)
+        return inputs.text[EMBEDS].shape[1] + sum(x.shape[-2] * x.shape[-1] // PATCH**2 for x in pictures)
+
+    def shifted(self, time: Tensor, target: Tensor) -> Tensor:
+        """As this backbone was trained at this size."""
+        return self.backbone.schedule.shift(time, target.shape[-2] * target.shape[-1] // PATCH**2)
+
+    def _read(self, n: int, index: int) -> Edits:
+        """This team's part of the n edits of micro-batch `index`, on the CPU."""
+        if n not in self._batches:
+            groups = [self.edits.groups[i] for i in self.trained]
+            repeats = [self.edits.data.samples.repeats[i] for i in self.trained]
+            self._batches[n] = Batches(groups, n, self.config.seed, tail="fill", repeats=repeats)
+        whole = [self.trained[place] for place in self._batches[n].at(index)]
+        draw = random.Random(f"{self.config.seed} {index}")
+        prompts = [self._prompt(i, draw) for i in whole]
+        own = self.share.conditions.rows(n)
+        read = [self.read(i, prompt) for i, prompt in zip(whole[own], prompts[own], strict=True)]
+        return self.collate(read, whole[own])
+
+    def _prompt(self, index: int, draw: random.Random) -> str:
+        phrased, dropped = draw.random(), draw.random()
+        return "" if dropped < self.config.prompt_dropout else self.edits.data[index].phrasing(phrased)
+
+    def read(self, index: int, prompt: str | None = None) -> Encoded:
+        """An encoded sample, under its own prompt or another."""
+        return self.edits.read(index, self.edits.data[index].prompt if prompt is None else prompt, self.names)
+
+    def collate(self, encoded: Sequence[Encoded], indices: Sequence[int]) -> Edits:
+        """Encoded samples as a batch on the CPU."""
+        target, inputs, condition = together(encoded)
+        numbers = {prompt: number for number, prompt in enumerate(self.tasks)}
+        tasks = torch.tensor([numbers[self.edits.data[index].prompt] for index in indices])
+        return Edits(condition, tasks, target, inputs)
+
+    def show(self) -> Shown:
+        """Held-out edits as things are now, beside the frozen base's."""
+        self.release()
+        return self.held_out.show()
+
+    def finish(self, out: Path) -> str:
+        """Write what was learned; say what it reached on held-out edits when they were last shown."""
+        self.release()
+        self.save(out)
+        return self.held_out.sentence()
+
+    def save(self, out: Path) -> None:
+        """A generator file, LoRA files, or the fine-tuned transformer as a folder that diffusers opens."""
+        if self.adaptation.kind == "sft":
+            self.transformer.save_pretrained(out / "transformer")
+            return
+        export(
+            self.adaptation,
+            out,
+            "hywu_generator" if self.adaptation.kind == "hywu" else self.adaptation.kind,
+            self.tasks,
+            encoder=self.encoder_info,
+            backbone=self.backbone.backbone_info(),
+            provenance={"recipe": self.name, "data_sha256": self.edits.sha256},
+            dtype=torch.bfloat16,
+        )
+
+    def about(self) -> dict[str, Any]:
+        """What was learned from, for the run folder."""
+        data = self.edits.data
+        return {
+            "convention": data.convention,
+            "samples": len(data),
+            "layouts": len(self.edits.layouts),
+            "held_out": [str(data[index].target) for index in self.shown],
+            "sha256": self.edits.sha256,
+        }

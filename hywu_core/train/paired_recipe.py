@@ -1,0 +1,194 @@
+"""From settings to a task on a user's data set: look, encode, let the encoders go, load the backbone.
+
+In this order, because whatever can be wrong is cheapest to find early, and because encoders and backbone
+need not be in memory together.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..backbones.base import EditBackbone
+from ..backbones.registry import backbone_class
+from ..conditions import BackboneHiddenEncoder, ConditionEncoder, SigLIP2Encoder
+from ..conditions.embedded import EmbeddedConditionEncoder
+from ..data.paired import EncodingCache, Encodings, Options, PairedDataset
+from ..data.paired.buckets import Buckets
+from ..data.paired.file_hashes import FileHashes
+from ..devices import resolve_device
+from ..errors import HywuError
+from ..generator import GeneratorConfig
+from ..lora import LoraSpec
+from .adaptation import make_adaptation, require_adaptation
+from .config import TrainConfig
+from .encoded_edits import EncodedEdits, Encoders, Names
+from .paired import PairedConfig, PairedTask
+from .processes import Processes
+from .share import Share
+
+log = logging.getLogger("hywu")
+
+BACKBONE_TEXT = "backbone"  # as --encoder: the generator reads the backbone's own text
+SIGLIP2 = "google/siglip2-so400m-patch16-naflex"  # paper 3.3
+
+# Everything `--set` accepts, with defaults; what has a flag of its own comes first.
+SETTINGS: dict[str, Any] = {
+    "data": "",
+    "data_options": {},
+    "backbone": "",
+    "encoder": "",
+    "quantize": "",
+    "allow_download": False,
+    "resolution": 0,  # side of the square whose area the targets have; 0: the backbone's own
+    "cache": "runs/cache",
+    "adaptation": "hywu",
+    "rank": 16,
+    "alpha": 16.0,
+    "targets": "",  # patterns of module names, separated by commas; none: the backbone's own choice
+    "d_model": 1024,
+    "n_layers": 8,
+    "n_heads": 16,
+    "mlp_ratio": 4.0,
+    "accumulation": 4,
+    "noise_levels": 1,
+    "prompt_dropout": 0.05,
+    "strength_penalty": 0.0,
+    "held_out": 4,
+    "sample_steps": 20,
+    "backbone_dtype": "bf16",
+    "compile": False,
+}
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def build(kind: str, config: TrainConfig, settings: Mapping[str, Any], processes: Processes) -> PairedTask:
+    """The task for a backbone of this kind. HywuError, in the order of what it costs to find out."""
+    backbone = backbone_class(kind)
+    embedded = kind == EmbeddedConditionEncoder.kind
+    paired, generator = check(settings, config.seed)
+    if not settings["data"]:
+        raise HywuError("There is nothing to learn from; name a data set with --data PATH.")
+    if not settings["backbone"] and not embedded:
+        raise HywuError("Which backbone is trained through? Name its folder or hub id with --backbone MODEL.")
+    device, dtype = resolve_device(config.device), _DTYPES[settings["backbone_dtype"]]
+    edits = look(backbone, settings)
+    named = {"model": settings["backbone"]} if settings["backbone"] else {}
+    named["allow_download"] = settings["allow_download"]
+
+    encoders = backbone.load_encoders(device=device, dtype=dtype, **named)
+    condition = load_condition_encoder(settings, device, embedded)
+    names, info = encode(edits, Encoders(encoders, condition), paired.prompt_dropout > 0, processes, settings)
+    encoders.forget_text()
+    del condition
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+    loaded = backbone.load_transformer(
+        device=device, dtype=dtype, quantize=settings["quantize"] or None, **named
+    )
+    include = [p.strip() for p in settings["targets"].split(",") if p.strip()] or loaded.default_targets
+    spec = LoraSpec.from_module(
+        loaded.transformer, include=include, rank=settings["rank"], alpha=settings["alpha"]
+    )
+    torch.manual_seed(config.seed)
+    generator = GeneratorConfig(condition_dim=info["dim"], **generator)
+    tasks = len({sample.prompt for sample in edits.data})
+    adaptation = make_adaptation(settings["adaptation"], loaded.transformer, spec, generator, tasks)
+    log.info(
+        "%s learns %s numbers; %s", settings["adaptation"], f"{adaptation.n_parameters:,}", spec.describe()
+    )
+    return PairedTask(
+        kind, loaded, edits, names, adaptation, paired, info, encoders.decode_latent, settings["compile"]
+    )
+
+
+def check(settings: Mapping[str, Any], seed: int) -> tuple[PairedConfig, dict[str, Any]]:
+    """The configs in the settings; HywuError for what could not work whatever the data and the backbone."""
+    require_adaptation(settings["adaptation"])
+    if settings["backbone_dtype"] not in _DTYPES:
+        raise HywuError(f"backbone_dtype is '{settings['backbone_dtype']}'; choose {' or '.join(_DTYPES)}.")
+    if settings["quantize"] and settings["adaptation"] == "sft":
+        raise HywuError(
+            f"A backbone in {settings['quantize']} cannot be fine-tuned itself; leave out --quantize."
+        )
+    names = ("d_model", "n_layers", "n_heads", "mlp_ratio", "accumulation")
+    generator = {name: settings[name] for name in names}
+    GeneratorConfig(condition_dim=1, **generator)
+    fields = ("noise_levels", "prompt_dropout", "strength_penalty", "held_out", "sample_steps")
+    return PairedConfig(**{name: settings[name] for name in fields}, seed=seed), generator
+
+
+def look(backbone: type[EditBackbone], settings: Mapping[str, Any]) -> EncodedEdits:
+    """The data set with its pictures' sizes, each edit's number of controls fit for the backbone."""
+    options = Options(**_options(settings["data_options"]))
+    data = PairedDataset.load(settings["data"], options)
+    fewest, most = backbone.n_controls
+    for index in range(len(data)):
+        n = data.samples.count_controls(index)
+        if n < fewest or (most is not None and n > most):
+            raise HywuError(
+                f"{data[index].target} has {n} control pictures; the backbone {backbone.kind} takes "
+                f"{fewest}{'' if most == fewest else ' or more' if most is None else f' to {most}'}."
+            )
+    sizes, controls = backbone.target_sizes, backbone.control_sizes
+    area = settings["resolution"] ** 2 or sizes.area
+    return EncodedEdits(
+        data,
+        Encodings(EncodingCache(settings["cache"]), FileHashes(settings["cache"])),
+        Buckets(area, sizes.divisor),
+        None if controls is None else Buckets(controls.area * area // sizes.area, controls.divisor),
+    )
+
+
+def load_condition_encoder(
+    settings: Mapping[str, Any], device: torch.device, embedded: bool
+) -> ConditionEncoder | None:
+    """The encoder the generator reads with; None where that is the backbone's own text."""
+    name = settings["encoder"]
+    if name == BACKBONE_TEXT:
+        return None
+    if embedded and name in ("", EmbeddedConditionEncoder.kind):
+        return EmbeddedConditionEncoder.load(silent=True)
+    return SigLIP2Encoder.load(name or SIGLIP2, device=device, allow_download=settings["allow_download"])
+
+
+def encode(
+    edits: EncodedEdits,
+    encoders: Encoders,
+    dropout: bool,
+    processes: Processes,
+    settings: Mapping[str, Any],
+) -> tuple[Names, dict[str, Any]]:
+    """Fill the cache, all processes together; what encodings are found by, and who made the conditions."""
+    names = Names.of(encoders)
+    share = Share(processes.rank, processes.world)
+    total = len(range(len(edits))[share.part(len(edits))])
+    with tqdm(total=total, desc="encoding the data set", unit="edit", disable=not processes.main) as bar:
+        edits.encode(encoders, dropout, share, lambda done: bar.update(done - bar.n))
+    edits.encodings.hashes.save()
+    processes.barrier()
+    if encoders.condition is not None:
+        return names, dict(encoders.condition.info())
+    dim = edits.read(0, edits.data[0].prompt, names).condition.dim
+    return names, {"kind": BackboneHiddenEncoder.kind, "id": encoders.backbone.id, "dim": dim}
+
+
+def _options(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Data options from what the run folder keeps of them."""
+    options = dict(plain)
+    if options.get("base"):
+        options["base"] = Path(options["base"])
+    for name in ("control_folders", "control_columns"):
+        if name in options:
+            options[name] = tuple(options[name])
+    if "control_folders" in options:
+        options["control_folders"] = tuple(Path(folder) for folder in options["control_folders"])
+    return options

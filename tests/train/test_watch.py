@@ -1,0 +1,76 @@
+"""What a run leaves for people to watch: a line of numbers a step, TensorBoard, sheets of pictures."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from hywu_core.train.report import StepReport
+from hywu_core.train.shown import Shown
+from hywu_core.train.watch import METRICS, SAMPLES, TENSORBOARD, RunWatch
+
+
+def report(step, seconds=0.5, **scalars):
+    return StepReport(step, loss=1 / step, lr=0.1, grad_norm=2.0, rows=8, seconds=seconds, scalars=scalars)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
+def scalars_of(folder):
+    """{name: {step: value}} as TensorBoard reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / TENSORBOARD)).Reload()
+    return {name: {e.step: e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}
+
+
+def test_every_step_is_a_line_and_a_point_in_tensorboard(tmp_path):
+    with RunWatch(tmp_path, 0) as watch:
+        for step in (1, 2):
+            watch.on_step(report(step, update_power=0.25))
+    first, second = lines(tmp_path)
+    assert (first["step"], second["step"]) == (1, 2)
+    assert second["loss"] == 0.5
+    assert second["samples_per_second"] == 16
+    assert second["update_power"] == 0.25
+    assert second["memory_gb"] > 0.01
+    assert "mfu" not in second  # nobody said what the device can do
+    pytest.importorskip("tensorboard")
+    assert scalars_of(tmp_path)["loss"] == {1: 1.0, 2: 0.5}
+
+
+def test_the_share_of_what_the_device_can_do(tmp_path):
+    with RunWatch(tmp_path, 0, flops_per_row=1e9, peak_flops=64e9) as watch:
+        watch.on_step(report(1))
+    assert lines(tmp_path)[0]["mfu"] == 16 * 1e9 / 64e9
+
+
+def test_pictures_are_a_png_and_an_image_in_tensorboard(tmp_path):
+    red, blue = (torch.zeros(3, 24, 32).index_fill(0, torch.tensor(channel), 1.0) for channel in (0, 2))
+    with RunWatch(tmp_path, 0) as watch:
+        watch.on_show(3, Shown({"held_out_loss": 0.75}, ("before", "after"), [("make it blue", (red, blue))]))
+    assert lines(tmp_path) == [{"step": 3, "held_out_loss": 0.75}]
+    with Image.open(tmp_path / SAMPLES / "step_000003.png") as page:
+        colours = {colour for _, colour in page.convert("RGB").getcolors(1 << 16)}
+    assert {(255, 0, 0), (0, 0, 255)} <= colours
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert EventAccumulator(str(tmp_path / TENSORBOARD)).Reload().Images(SAMPLES)[0].step == 3
+
+
+def test_a_resumed_run_notes_no_step_twice(tmp_path):
+    with RunWatch(tmp_path, 0) as watch:
+        for step in (1, 2, 3, 4):
+            watch.on_step(report(step))
+    with (tmp_path / METRICS).open("a", encoding="utf-8") as file:
+        file.write('{"step": 5, "lo')  # killed while it wrote
+    with RunWatch(tmp_path, 2) as watch:  # the last checkpoint was of step 2
+        watch.on_step(report(3, seconds=0.25))
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert lines(tmp_path)[-1]["samples_per_second"] == 32
+    pytest.importorskip("tensorboard")
+    assert sorted(scalars_of(tmp_path)["loss"]) == [1, 2, 3]

@@ -50,7 +50,7 @@ MAY_SEE = {
     | {"__init__", "apply", "backbones", "data", "embedded", "images", "pipeline"},
     "studies": GROUND
     | GENERATION
-    | {"apply", "backbones", "data", "embedded", "images", "pipeline", "train"},
+    | {"__init__", "devices", "apply", "backbones", "data", "embedded", "images", "pipeline", "train"},
     "study": GROUND | COMMAND | {"studies"},
     "bench": GROUND
     | GENERATION
@@ -65,7 +65,7 @@ FROM_OUTSIDE = {
     "data": {"pyarrow", "tomli", "yaml"},
     "backbones": {"diffusers", "huggingface_hub", "torchao"},
     "train": {"diffusers", "tqdm", "matplotlib", "psutil", "sentencepiece", "wordfreq", "torchao"},
-    "studies": {"tqdm", "matplotlib", "scipy"},
+    "studies": {"tqdm", "matplotlib", "scipy", "sklearn"},
     "edit": {"tqdm"},
     "study": {"tqdm"},
     "nodes": {"comfy", "comfy_api", "folder_paths"},

@@ -132,6 +132,7 @@ def judge(
     write: Callable[[Sequence[EditCase], Condition], Adapter] | None = None,
     steps: int = DEFAULT_STEPS,
     batch: int = 8,
+    seed: int = 0,
 ) -> list[Judged]:
     """Edit every case (in batches of one photograph, hence one size) and compare with the exact results.
 
@@ -148,6 +149,7 @@ def judge(
         image = pipeline.edit(
             source,
             prompts,
+            seed=seed,
             steps=steps,
             frozen_base=frozen_base,
             write=None if write is None else partial(write, chunk),

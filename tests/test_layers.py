@@ -45,7 +45,7 @@ MAY_SEE = {
     "train": GROUND | GENERATION | COMMAND | {"apply", "backbones", "data", "embedded", "images", "pipeline"},
     "studies": GROUND
     | GENERATION
-    | {"apply", "backbones", "data", "embedded", "images", "pipeline", "train"},
+    | {"__init__", "devices", "apply", "backbones", "data", "embedded", "images", "pipeline", "train"},
     "study": GROUND | COMMAND | {"studies"},
     "bench": GROUND | GENERATION | COMMAND | {"apply", "backbones", "embedded", "images", "pipeline"},
     "nodes": GROUND | GENERATION | {"heat_map", "apply", "embedded"},
@@ -57,7 +57,7 @@ FROM_OUTSIDE = {
     "data": {"pyarrow", "tomli", "yaml"},
     "backbones": {"diffusers", "huggingface_hub", "torchao"},
     "train": {"diffusers", "tqdm", "matplotlib", "psutil", "sentencepiece", "wordfreq", "torchao"},
-    "studies": {"tqdm", "matplotlib", "scipy"},
+    "studies": {"tqdm", "matplotlib", "scipy", "sklearn", "skimage", "flip_evaluator"},
     "edit": {"tqdm"},
     "study": {"tqdm"},
     "nodes": {"comfy", "comfy_api", "folder_paths"},

@@ -129,10 +129,12 @@ def judge(
     write: Callable[[Sequence[EditCase], Condition], Adapter] | None = None,
     steps: int = DEFAULT_STEPS,
     batch: int = 8,
+    seed: int = 0,
 ) -> list[Judged]:
     """Edit every case (in batches of one photograph, hence one size) and compare with the exact results.
 
     write: another way to an adapter for a batch of cases than the pipeline's generator.
+    seed: of the noise the sampler starts from.
     """
     judged = []
     ordered = sorted(cases, key=lambda case: case.photo)
@@ -145,6 +147,7 @@ def judge(
         image = pipeline.edit(
             source,
             prompts,
+            seed=seed,
             steps=steps,
             frozen_base=frozen_base,
             write=None if write is None else partial(write, chunk),

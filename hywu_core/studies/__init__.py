@@ -5,6 +5,7 @@ to know before that module, and torch with it, is imported.
 """
 
 QUESTIONS: dict[str, str] = {
+    "conflict": "what becomes of opposite operations in one memory? (paper 5.1)",
     "gradients": "do operations pull one shared LoRA in different directions? (paper 5.2)",
     "geometry": "are generated LoRAs ordered by what they mean, and where do optimised ones lie? (5.4, 5.5)",
     "routing": "does an edit land on the operation that was asked for?",

@@ -44,17 +44,17 @@ class LabConfig(StudyConfig):
     """The budget that every learner gets, and how it is measured."""
 
     seeds: int = option(3, "trainings of each learner, with the seeds seed, seed + 1 ...", quick=2)
-    size: int = option(96, "side of the square crops to learn from, in pixels", quick=64)
-    samples: int = option(256, "different samples of each operation", quick=32)
-    steps: int = option(240, "steps of a training", quick=40)
-    search_steps: int = option(80, "steps of each training that tries a learning rate; 0: no search", quick=0)
+    size: int = option(64, "side of the square crops to learn from, in pixels")
+    samples: int = option(128, "different samples of each operation", quick=16)
+    steps: int = option(160, "steps of a training", quick=20)
+    search_steps: int = option(40, "steps of each training that tries a learning rate; 0: no search", quick=0)
     batch: int = option(8, "rows of the backbone in a step")
     noise_levels: int = option(2, "of these rows, how many share a condition")
     rank: int = option(4, "of the LoRAs")
     d_model: int = option(128, "width of the generator")
     n_layers: int = option(2, "blocks of the generator")
     photos: int = option(4, "held-out photographs, at most", quick=2)
-    wordings: int = option(2, "phrases that each edit is asked for in", quick=1)
+    wordings: int = option(1, "phrases that each edit is asked for in")
     sampling: int = option(8, "sampling steps of an edit")
     precision: str = option("fp32", "of training: fp32, tf32 or bf16")
 

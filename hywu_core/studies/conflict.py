@@ -54,22 +54,17 @@ class ConflictConfig(LabConfig):
 def run(config: ConflictConfig, work: Work) -> Result:
     """Train and measure; also writes the sheet of edits."""
     lab = Lab(config, OPERATIONS)
-    seeds = range(config.seed, config.seed + config.seeds)
     shown = shown_cases(config)
-    base = [work.unit("base", f"seed {s}", make=lambda s=s: _measured(lab, None, s, shown)) for s in seeds]
+    base = [
+        work.unit("base", f"seed {s}", make=lambda s=s: _measured(lab, None, s, shown)) for s in lab.seeds
+    ]
     rates: dict[str, Result] = {}
     units: dict[str, list[Result]] = {}
 
     def learn(learner: Learner) -> None:
-        rates[learner.name] = rate = lab.choose_rate(learner, work)
-        units[learner.name] = [
-            work.unit(
-                learner.name,
-                f"seed {s}",
-                make=lambda s=s: _measured(lab, lab.train(learner, s, rate["lr"]), s, shown),
-            )
-            for s in seeds
-        ]
+        rates[learner.name], units[learner.name] = lab.learn(
+            learner, work, lambda trained: _measured(lab, trained, trained.record["seed"], shown)
+        )
 
     for learner in LEARNERS:
         learn(learner)

@@ -23,6 +23,7 @@ import torch
 from ..conditions import Condition
 from ..devices import resolve_device
 from ..lora import Adapter
+from ..pipeline import HywuPipeline
 from ..train.adapting import Edits
 from ..train.config import TrainConfig
 from ..train.hywu import HywuTask, HywuTrainingConfig
@@ -152,6 +153,11 @@ class Lab:
         return held_out_cases(self.operations, self.config.wordings, self.config.photos, area, split="train")
 
     @property
+    def seeds(self) -> range:
+        """Of the trainings."""
+        return range(self.config.seed, self.config.seed + self.config.seeds)
+
+    @property
     def n_photos(self) -> int:
         """P."""
         return len({case.photo for case in self.cases})
@@ -192,6 +198,20 @@ class Lab:
         task.release()
         return Trained(task, record)
 
+    def learn(
+        self, learner: Learner, work: Work, measure: Callable[[Trained], Result]
+    ) -> tuple[Result, list[Result]]:
+        """The learning rate that was chosen, and `measure` of a training with each seed."""
+        rate = self.choose_rate(learner, work)
+        return rate, [
+            work.unit(
+                learner.name,
+                f"seed {seed}",
+                make=lambda seed=seed: measure(self.train(learner, seed, rate["lr"])),
+            )
+            for seed in self.seeds
+        ]
+
     def choose_rate(self, learner: Learner, work: Work) -> Result:
         """The learning rate with the least loss on training photographs, with a worse one on either side.
 
@@ -225,20 +245,22 @@ class Lab:
         return float(np.mean(losses))
 
     def judge(
-        self, task: HywuTask, seed: int, write: Write | None, cases: Sequence[EditCase] | None = None
+        self, pipeline: HywuPipeline, seed: int, write: Write | None, cases: Sequence[EditCase] | None = None
     ) -> list[Judged]:
-        """Cases, by default all, edited with the adapters of `write`, or by the task's backbone as it is."""
+        """Cases, by default all, edited with the adapters of `write`, or by the backbone as it is."""
         cases = self.cases if cases is None else cases
-        return judge(task.pipeline(None), cases, write=write, steps=self.config.sampling, seed=seed)
+        return judge(
+            *(pipeline, cases), frozen_base=write is None, write=write, steps=self.config.sampling, seed=seed
+        )
 
     def base(self, seed: int, cases: Sequence[EditCase] | None = None) -> list[Judged]:
         """Cases, by default all, edited by the frozen backbone."""
-        return self.judge(self.task(Learner("base", "shared_lora"), seed), seed, None, cases)
+        return self.judge(self.task(Learner("base", "shared_lora"), seed).pipeline(), seed, None, cases)
 
     def judge_trained(self, trained: Trained, cases: Sequence[EditCase] | None = None) -> list[Judged]:
         """Cases, by default all, edited with what was learned."""
         write = None if trained.task.config.adaptation == "sft" else trained.write
-        return self.judge(trained.task, trained.record["seed"], write, cases)
+        return self.judge(trained.task.pipeline(), trained.record["seed"], write, cases)
 
     def scores(self, judged: Iterable[Judged]) -> Result:
         """Each measure's table (P, O), a mean over the wordings."""

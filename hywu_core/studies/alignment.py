@@ -64,6 +64,7 @@ class AlignmentConfig(LabConfig):
 def run(config: AlignmentConfig, work: Work) -> Result:
     """Train and measure."""
     lab = Lab(config, OPERATIONS)
+    shipped = work.unit("shipped generator", make=lambda: _shipped(lab))
     found = {
         "base": [
             work.unit("base", f"seed {s}", make=lambda s=s: {"scores": lab.scores(lab.base(s))})
@@ -74,7 +75,6 @@ def run(config: AlignmentConfig, work: Work) -> Result:
     for learner in LEARNERS:
         measure = _generated if learner.kind == "hywu" else _learned
         rates[learner.name], found[learner.name] = lab.learn(learner, work, partial(measure, lab))
-    shipped = work.unit("shipped generator", make=lambda: _shipped(lab))
     records = {name: [unit["record"] for unit in units] for name, units in found.items() if name != "base"}
     scores = {name: gathered([unit["scores"] for unit in units]) for name, units in found.items()}
     scores |= {
@@ -102,7 +102,12 @@ def _compared_shipped(found: Result) -> Result:
     scores = {name: gathered([table]) for name, table in found["variants"].items()}
     scores |= {"base": gathered([found["base"]]), "PG": gathered([found["scores"]])}
     names = [name for name in (*TABLE, *CONTROLS) if name in scores]
-    return {key: found[key] for key in ("provenance", "energy")} | {"variants": _compared(scores, names)}
+    return {
+        "provenance": found["provenance"],
+        "energy": found["energy"],
+        "variants": _compared(scores, names),
+        "claims": claims(scores),
+    }
 
 
 def _compared(scores: dict[str, Result], names: Sequence[str]) -> Result:
@@ -119,8 +124,9 @@ def _compared(scores: dict[str, Result], names: Sequence[str]) -> Result:
 
 
 def claims(scores: dict[str, Result]) -> list[Result]:
-    """What the paper's table leads one to expect, and whether it holds here, by PSNR."""
+    """What the paper's table leads one to expect of whom there are scores, and whether it holds, by PSNR."""
     wanted = (
+        ("PG", "base", ("above",)),
         ("PG", "Shared LoRA", ("above",)),
         ("Shared LoRA", "base", ("above",)),
         ("Average PG", "base", ("below", "not told apart from")),
@@ -128,6 +134,8 @@ def claims(scores: dict[str, Result]) -> list[Result]:
     )
     found = []
     for name, other, expected in wanted:
+        if name not in scores or other not in scores:
+            continue
         difference = differences(scores[name], scores[other])["psnr"]
         stand = stands(difference)
         found.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from .compared import HEADINGS, cells, gap
 from .dots import dots
@@ -37,7 +38,7 @@ def report(result: Result) -> str:
         "",
         "Average PG is " + _WHAT["Average PG"] + "; Shuffle PG gives " + _WHAT["Shuffle PG"] + ".",
         "",
-        *_claims(result),
+        *_claims(result["claims"]),
         "",
         "## What it is that aligns",
         "",
@@ -69,10 +70,10 @@ def _row(name: str, part: Result, what: str = "") -> str:
     return f"| {said} | {seeds} | {cells(part['mean'])} | {gaps[0]} | {gaps[1]} |"
 
 
-def _claims(result: Result) -> list[str]:
+def _claims(claims: list[Result]) -> list[str]:
     """What the paper finds, one by one, and whether it is so here."""
     lines = []
-    for claim in result["claims"]:
+    for claim in claims:
         expected = " or ".join(claim["expected"])
         verdict = "holds" if claim["holds"] else "does NOT hold"
         lines.append(
@@ -113,6 +114,8 @@ def _why(result: Result) -> list[str]:
         *_head(),
         *[_row(name, part) for name, part in shipped["variants"].items()],
         "",
+        *_claims(shipped["claims"]),
+        "",
         f"{_energy_told('this generator', [shipped['energy']])} {_costs_told(shipped['variants'])}",
     ]
 
@@ -137,44 +140,61 @@ def _costs_told(variants: Result) -> str:
 
 
 def figure(result: Result, path: Path) -> None:
-    """Table 7 as a picture, the controls beside it, and what the LoRAs are made of."""
-    variants = result["variants"]
-    with sheet(path, 7.2, 5.0) as drawing:
-        grid = drawing.add_gridspec(2, 2, height_ratios=(1, 0.9), width_ratios=(1.25, 1))
-        for cell, letter, title, names in (
-            (grid[0, :], "a", "as the paper's table 7", result["table"]),
-            (grid[1, 0], "b", "controls", [*result["controls"], "PG"]),
-        ):
-            axes = panel(drawing.add_subplot(cell), letter, f"{title}: PSNR over the frozen base, dB")
+    """Table 7 as a picture, trained here and as shipped; the controls; what the LoRAs are made of."""
+    here, shipped = result["variants"], result["shipped"]["variants"]
+    looks = {name: (PALETTE[i], MARKERS[i]) for i, name in enumerate(result["table"])}
+    table = [name for name in result["table"] if name != "base"]
+    with sheet(path, 7.2, 5.4) as drawing:
+        panels = drawing.subplots(2, 2, height_ratios=(1, 1.1))
+        a = panel(panels[0, 0], "a", "as table 7, trained here: over the base")
+        _rows(a, here, table, looks)
+        b = panel(panels[0, 1], "b", "the shipped generator: over the base")
+        _rows(b, shipped, [name for name in table if name in shipped], looks)
+        c = panel(panels[1, 0], "c", "controls: over the base")
+        names = [*result["controls"], "PG"]
+        for which, marker, color in ((here, "o", PALETTE[0]), (shipped, "D", PALETTE[5])):
+            shift = 0.12 if which is here else -0.12
+            values = [which[name]["over_base"]["psnr"] for name in names]
+            label = "trained here" if which is here else "shipped"
+            dots(c, shift - np.arange(len(names)), values, color, marker, label=label, sideways=True)
+        c.set_yticks(-np.arange(len(names)), [_WHERE.get(name, name) for name in names])
+        c.legend(loc="best")
+        for axes in (a, b, c):
             axes.axvline(0, color="0.6", linewidth=0.6)
-            base = np.array(variants["base"]["by_seed"])
-            shown = [name for name in names if name != "base"]
-            for row, name in enumerate(shown):
-                color, marker = PALETTE[row % len(PALETTE)], MARKERS[row % len(MARKERS)]
-                if name == "PG":
-                    color, marker = "#000000", "X"
-                dots(axes, [-row], [variants[name]["over_base"]["psnr"]], color, marker, sideways=True)
-                seeds = np.array(variants[name]["by_seed"]) - base
-                axes.plot(seeds, np.full(len(seeds), -row - 0.28), "|", color="0.35", markersize=5)
-            axes.set_yticks([-row for row in range(len(shown))], shown)
-            axes.set_ylim(-len(shown) + 0.4, 0.6)
-            axes.set_xlabel("mean and 95% interval; ticks below: each seed")
-        axes = panel(drawing.add_subplot(grid[1, 1]), "c", "what the LoRAs' energy is, by seed")
-        left = np.zeros(len(result["energy"]))
-        labels = {"common": "common to all", "kind": "of the operation", "instance": "of the edit"}
-        for (key, label), color, hatch in zip(labels.items(), PALETTE, ("", "//", ".."), strict=False):
-            values = np.array([each[key] for each in result["energy"]])
-            axes.barh(
-                np.arange(len(values)),
-                values,
-                left=left,
-                color=color,
-                hatch=hatch,
-                label=label,
-                edgecolor="white",
-            )
-            left = left + values
-        axes.set_yticks(range(len(left)), [str(record["seed"]) for record in result["records"]["PG"]])
-        axes.set_ylabel("seed")
-        axes.set_xlim(0, 1)
-        axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.42))
+            axes.set_xlabel("PSNR, dB: mean and 95% interval")
+        _energy_bars(panel(panels[1, 1], "d", "what the LoRAs' squared norm is"), result)
+
+
+_WHERE = {
+    "Average PG of the LoRAs' rank": "Average PG\nat one LoRA's rank",
+    "means of A and of B": "means of\nA and of B",
+    "PG less Average PG": "PG less\nAverage PG",
+    "shuffled within the operation": "shuffled within\nthe operation",
+    "averaged within the operation": "averaged within\nthe operation",
+}
+
+
+def _rows(axes: Axes, variants: Result, names: list[str], looks: dict[str, tuple[str, str]]) -> None:
+    """A row for each name, with each seed as a tick below."""
+    base = np.array(variants["base"]["by_seed"])
+    for row, name in enumerate(names):
+        dots(axes, [-row], [variants[name]["over_base"]["psnr"]], *looks[name], sideways=True)
+        seeds = np.array(variants[name]["by_seed"]) - base
+        if len(seeds) > 1:
+            axes.plot(seeds, np.full(len(seeds), -row - 0.3), "|", color="0.35", markersize=5)
+    axes.set_yticks(-np.arange(len(names)), names)
+    axes.set_ylim(0.5 - len(names), 0.5)
+
+
+def _energy_bars(axes: Axes, result: Result) -> None:
+    parts = [*result["energy"], result["shipped"]["energy"]]
+    names = [f"seed {record['seed']}" for record in result["records"]["PG"]] + ["shipped"]
+    left = np.zeros(len(parts))
+    labels = {"common": "common to all", "kind": "of the operation", "instance": "of the edit"}
+    for (key, label), color, hatch in zip(labels.items(), PALETTE, ("", "///", "..."), strict=False):
+        values = np.array([part[key] for part in parts])
+        axes.barh(names, values, left=left, color=color, hatch=hatch, label=label, edgecolor="white")
+        left = left + values
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1), columnspacing=1)

@@ -19,6 +19,12 @@ _TITLES = {
     "segment": "segment of the tokens",
     "linears": "which linears are adapted",
 }
+_SHORT = {
+    "size": "depth and width",
+    "rank": "rank",
+    "segment": "segment",
+    "linears": "adapted linears",
+}
 
 
 def report(result: Result) -> str:
@@ -81,7 +87,7 @@ def figure(result: Result, path: Path) -> None:
         panels = drawing.subplots(2, len(_TITLES), sharey="row", sharex="col")
         for column, axis in enumerate(_TITLES):
             above, below = panels[:, column]
-            panel(above, "abcd"[column], _TITLES[axis].replace(" of the ", ", ").replace("which ", ""))
+            panel(above, "abcd"[column], _SHORT[axis])
             panel(below, "efgh"[column], "")
             _draw(result, axis, above, below)
             below.set_yscale("log")
@@ -105,9 +111,8 @@ def _draw(result: Result, axis: str, above: Axes, below: Axes) -> None:
         values = [part["over_base"]["psnr"] for part in parts]
         line = "none" if axis == "linears" else "-"
         dots(above, [a + shift for a in at], values, color, marker, label=name, line=line)
-        below.plot(
-            at, [part["gflop"] for part in parts], line.replace("none", ""), color=color, marker=marker, ms=4
-        )
+        cost = [part["gflop"] for part in parts]
+        below.plot(at, cost, linestyle=line, color=color, marker=marker, markersize=4, linewidth=0.9)
     shown = [str(label).replace(" ", "\n") for label in places]
     below.set_xticks(range(len(places)), shown)
     below.set_xlabel("width" if axis == "size" else "" if axis == "linears" else axis)

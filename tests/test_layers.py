@@ -65,7 +65,7 @@ FROM_OUTSIDE = {
     "data": {"pyarrow", "tomli", "yaml"},
     "backbones": {"diffusers", "huggingface_hub", "torchao"},
     "train": {"diffusers", "tqdm", "matplotlib", "psutil", "sentencepiece", "wordfreq", "torchao"},
-    "studies": {"tqdm", "matplotlib", "scipy", "sklearn"},
+    "studies": {"tqdm", "matplotlib", "scipy", "sklearn", "skimage", "flip_evaluator"},
     "edit": {"tqdm"},
     "study": {"tqdm"},
     "nodes": {"comfy", "comfy_api", "folder_paths"},

@@ -137,6 +137,7 @@ def judge(
     """Edit every case (in batches of one photograph, hence one size) and compare with the exact results.
 
     write: another way to an adapter for a batch of cases than the pipeline's generator.
+    seed: of the noise the sampler starts from.
     """
     judged = []
     ordered = sorted(cases, key=lambda case: case.photo)

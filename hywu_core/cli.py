@@ -12,6 +12,11 @@ from pathlib import Path
 
 from .errors import HywuError
 
+_DISTRIBUTIONS = {  # where pip's name is not the module's
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+    "flip_evaluator": "flip-evaluator",
+}
 BAD_INPUT, INTERRUPTED = 2, 130  # 130: as a shell reports a program ended by Ctrl-C
 
 
@@ -37,7 +42,8 @@ def command(main: Callable[[], int]) -> int:
 def require(*packages: str) -> None:
     """HywuError naming what to install, before work is begun that could not be finished without it."""
     if missing := [package for package in packages if find_spec(package) is None]:
-        raise HywuError(f"This needs more packages; install them with: pip install {' '.join(missing)}")
+        names = " ".join(_DISTRIBUTIONS.get(package, package) for package in missing)
+        raise HywuError(f"This needs more packages; install them with: pip install {names}")
 
 
 def check_folder(path: Path) -> None:

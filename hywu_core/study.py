@@ -3,52 +3,84 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .cli import check_folder, command, require
-from .devices import resolve_device
+from .studies import QUESTIONS
+
+if TYPE_CHECKING:
+    from .studies.frame import Study
+
+logger = logging.getLogger("hywu")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parse = argparse.ArgumentParser(prog="python -m hywu_core.study", description=__doc__)
-    studies = parse.add_subparsers(dest="study", required=True)
-    routing = _study(studies, "routing", "does an edit land on the operation that was asked for?")
-    routing.add_argument(
-        "--quick", action="store_true", help="one photograph and one wording: minutes on two cores"
+def names_parser() -> argparse.ArgumentParser:
+    """The command line up to the study's name."""
+    questions = "\n".join(f"  {name:<10} {question}" for name, question in QUESTIONS.items())
+    parse = argparse.ArgumentParser(
+        prog="python -m hywu_core.study",
+        description=__doc__,
+        epilog=f"studies:\n{questions}\n\nNAME --help tells the options of one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    quantise = _study(studies, "quantise", "what is lost with a generator in one or two bytes a weight?")
-    quantise.add_argument(
-        "--quick",
-        action="store_true",
-        help="one photograph, a quarter of the operations: minutes on two cores",
-    )
+    parse.add_argument("study", choices=QUESTIONS, metavar="NAME", help="one of the studies below")
     return parse
 
 
-def _study(studies: argparse._SubParsersAction, name: str, question: str) -> argparse.ArgumentParser:
-    """A study's own command line, as far as all have it."""
-    study = studies.add_parser(name, help=question)
-    study.add_argument(
-        "--out", type=Path, default=Path(f"runs/{name}"), help="folder of the results (%(default)s)"
+def study_parser(name: str, study: Study) -> argparse.ArgumentParser:
+    """The command line of one study: what all have, and the fields of its config."""
+    parse = argparse.ArgumentParser(prog=f"python -m hywu_core.study {name}", description=QUESTIONS[name])
+    parse.add_argument(
+        "--out",
+        type=Path,
+        default=Path(f"runs/{name}"),
+        help="folder of the results; the same command again goes on with what is in it (%(default)s)",
     )
-    study.add_argument("--generator", type=Path, help="another generator file than the shipped one")
-    study.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (%(default)s)")
-    study.add_argument("--steps", type=int, default=8, help="sampling steps (%(default)s)")
-    return study
+    parse.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="measure nothing: write report and figure anew from the result.json in DIR",
+    )
+    parse.add_argument("--quick", action="store_true", help="smaller: minutes on two cores")
+    for option, kind, full, quick, says in study.config.options():
+        defaults = f"{full}" if full == quick else f"{full}, with --quick {quick}"
+        parse.add_argument(
+            f"--{option.replace('_', '-')}",
+            type=kind,
+            default=argparse.SUPPRESS,
+            help=f"{says} ({defaults})" if full is not None else says,
+        )
+    return parse
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    arguments = parser().parse_args(argv)
-    check_folder(arguments.out)
-    resolve_device(arguments.device)
-    require("scipy", "matplotlib", "diffusers", "tqdm")
-    from .studies import quantise, routing
+    argv = sys.argv[1:] if argv is None else argv
+    name = names_parser().parse_args(argv[:1]).study
+    require("scipy", "sklearn", "skimage", "flip_evaluator", "matplotlib", "diffusers", "tqdm")
+    study: Study = import_module(f".studies.{name}", __package__).STUDY
+    given = vars(study_parser(name, study).parse_args(argv[1:]))
+    out, redrawn, quick = (given.pop(key) for key in ("out", "report", "quick"))
+    from .studies.frame import carry_out, redraw
 
-    study = {"routing": routing, "quantise": quantise}[arguments.study]
-    result = study.run(arguments.out, arguments.generator, arguments.device, arguments.quick, arguments.steps)
+    if redrawn is not None:
+        result = redraw(name, study, redrawn)
+    else:
+        check_folder(out)
+        config = study.config.made_from(given, quick)
+        line = f"python -m hywu_core.study {shlex.join(argv)}"
+        try:
+            result = carry_out(name, study, config, out, line, quick)
+        except KeyboardInterrupt:
+            if (out / "parts").is_dir():
+                logger.info("What is finished is in %s; the same command goes on with it.", out / "parts")
+            raise
     print(study.report(result))  # noqa: T201
     return 0
 

@@ -6,10 +6,10 @@ The LoRAs are compared as updates, B A of every target; the pictures with each o
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from ..generator.quantize import QuantizedLinear, integer_products
 from ..lora import Adapter
 from ..pipeline import HywuPipeline
 from ..train.world import EditCase, held_out_cases
+from .frame import Result, Study, StudyConfig, option
+from .work import Work
 
 # Name -> how the generator is loaded, and whether int8 may multiply integers.
 PRECISIONS: dict[str, tuple[dict[str, Any], bool]] = {
@@ -35,6 +37,19 @@ PRECISIONS: dict[str, tuple[dict[str, Any], bool]] = {
 }
 _BATCH = 8
 _MOST_DB = 100.0  # of two pictures that are equal, or nearly
+
+
+@dataclass(frozen=True)
+class QuantiseConfig(StudyConfig):
+    """How much is edited."""
+
+    photos: int = option(4, "held-out photographs, at most", quick=1)
+    every: int = option(1, "take every so many-th of the operations that the generator learned", quick=4)
+    steps: int = option(8, "sampling steps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive("photos", "every", "steps")
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ def update_errors(adapter: Adapter, full: Adapter) -> list[tuple[float, float]]:
 
 
 def _edits(
-    pipeline: HywuPipeline, cases: Sequence[EditCase], steps: int, label: str
+    pipeline: HywuPipeline, cases: Sequence[EditCase], steps: int, seed: int, label: str
 ) -> list[tuple[EditCase, Tensor, Adapter]]:
     """(case, picture (3, H, W), adapter of batch 1) of every case, in batches of one photograph."""
     made = []
@@ -72,7 +87,7 @@ def _edits(
     chunks = [group[i : i + _BATCH] for group in groups for i in range(0, len(group), _BATCH)]
     for chunk in tqdm(chunks, desc=f"editing in {label}", unit="batch"):
         sources = torch.stack([case.source for case in chunk])
-        edit = pipeline.edit(sources, [case.prompt for case in chunk], steps=steps, area=None)
+        edit = pipeline.edit(sources, [case.prompt for case in chunk], seed=seed, steps=steps, area=None)
         adapter = edit.adapter.cpu()
         made += [(case, edit.image[i].cpu(), adapter.select(i)) for i, case in enumerate(chunk)]
     return made
@@ -82,34 +97,55 @@ def _psnr(image: Tensor, other: Tensor) -> float:
     return min(float(psnr(image[None], other[None])), _MOST_DB)
 
 
-def compare(pipeline: HywuPipeline, path: Path, cases: Sequence[EditCase], steps: int) -> dict[str, Any]:
-    """Every precision against float32: the weights' bytes, and each case."""
-    full = _edits(pipeline, cases, steps, "float32")
-    found: dict[str, Any] = {}
-    for name, (how, integers) in PRECISIONS.items():
-        generator = load_generator(path, device=pipeline.device, **how).eval()
-        for module in generator.modules():
-            if isinstance(module, QuantizedLinear):
-                module.integer_activations = integers
-        pipeline.generator = generator
-        rows = []
-        for (case, exact_image, exact), (_, image, adapter) in zip(
-            full, _edits(pipeline, cases, steps, name), strict=True
-        ):
-            error, cosine = update_errors(adapter, exact)[0]
-            rows.append(
-                Compared(
-                    photo=case.photo,
-                    operation=case.operation,
-                    update_error=error,
-                    update_cosine=cosine,
-                    to_full_db=_psnr(image, exact_image),
-                    to_exact_db=_psnr(image, case.target),
-                    full_to_exact_db=_psnr(exact_image, case.target),
-                )
-            )
-        found[name] = {"bytes": n_bytes(generator), **summarise(rows), "cases": [asdict(r) for r in rows]}
-    return found
+def compare(
+    pipeline: HywuPipeline,
+    path: Path,
+    cases: Sequence[EditCase],
+    steps: int,
+    seed: int = 0,
+    keep: Callable[[str, Callable[[], Result]], Result] = lambda name, make: make(),
+) -> dict[str, Result]:
+    """Every precision against float32: the weights' bytes, and each case; `keep` is given every part."""
+    exact_generator = pipeline.generator
+
+    @lru_cache  # edited once, and only if a part is still to be made
+    def full() -> list[tuple[EditCase, Tensor, Adapter]]:
+        pipeline.generator = exact_generator
+        return _edits(pipeline, cases, steps, seed, "float32")
+
+    def against_full(name: str) -> Result:
+        exact = full()
+        pipeline.generator = _load(path, pipeline.device, *PRECISIONS[name])
+        size = n_bytes(pipeline.generator)
+        edits = _edits(pipeline, cases, steps, seed, name)
+        rows = [_compared(case, *was, *now) for (case, *was), (_, *now) in zip(exact, edits, strict=True)]
+        return {"bytes": size, **summarise(rows), "cases": [asdict(row) for row in rows]}
+
+    return {name: keep(name, lambda name=name: against_full(name)) for name in PRECISIONS}
+
+
+def _load(path: Path, device: torch.device, how: dict[str, Any], integers: bool) -> torch.nn.Module:
+    """The generator in one of the precisions."""
+    generator = load_generator(path, device=device, **how).eval()
+    for module in generator.modules():
+        if isinstance(module, QuantizedLinear):
+            module.integer_activations = integers
+    return generator
+
+
+def _compared(
+    case: EditCase, exact_image: Tensor, exact: Adapter, image: Tensor, adapter: Adapter
+) -> Compared:
+    error, cosine = update_errors(adapter, exact)[0]
+    return Compared(
+        photo=case.photo,
+        operation=case.operation,
+        update_error=error,
+        update_cosine=cosine,
+        to_full_db=_psnr(image, exact_image),
+        to_exact_db=_psnr(image, case.target),
+        full_to_exact_db=_psnr(exact_image, case.target),
+    )
 
 
 def n_bytes(generator: torch.nn.Module) -> int:
@@ -131,46 +167,35 @@ def summarise(rows: Sequence[Compared]) -> dict[str, float]:
     }
 
 
-def run(out: Path, generator: Path | None, device: str, quick: bool, steps: int) -> dict[str, Any]:
-    """Measure, then write `result.json` and `report.md` into `out`; returns the result."""
-    path = generator if generator is not None else GENERATOR
-    pipeline = HywuPipeline.from_embedded(path, device)
-    out.mkdir(parents=True, exist_ok=True)  # only now: a bad generator leaves nothing behind
-    operations = [name for name, op in OPS.items() if op.split == "hywu"]
-    if quick:
-        operations = operations[::4]
-    cases = held_out_cases(operations, 1, 1 if quick else None)
-    size = n_bytes(pipeline.generator)
-    result = {
-        "study": "quantise",
-        "config": {
-            "photographs": len({case.photo for case in cases}),
-            "operations": operations,
-            "steps": steps,
-            "seed": 0,
-            "quick": quick,
-            "generator": pipeline.generator.provenance,
-            "integer_products": integer_products(pipeline.device),
-        },
+def run(config: QuantiseConfig, work: Work) -> Result:
+    """Measure."""
+    path = config.generator if config.generator is not None else GENERATOR
+    pipeline = HywuPipeline.from_embedded(path, config.device)
+    size, provenance = n_bytes(pipeline.generator), pipeline.generator.provenance
+    operations = [name for name, op in OPS.items() if op.split == "hywu"][:: config.every]
+    cases = held_out_cases(operations, 1, config.photos)
+    return {
+        "photographs": len({case.photo for case in cases}),
+        "operations": operations,
+        "generator": provenance,
+        "integer_products": integer_products(pipeline.device),
         "float32": {"bytes": size},
-        "precisions": compare(pipeline, path, cases, steps),
+        "precisions": compare(
+            pipeline, path, cases, config.steps, config.seed, lambda name, make: work.unit(name, make=make)
+        ),
     }
-    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (out / "report.md").write_text(report(result), encoding="utf-8")
-    return result
 
 
-def report(result: dict[str, Any]) -> str:
+def report(result: Result) -> str:
     """The result as a page whose every number comes from it."""
-    config = result["config"]
-    products = "multiplied as integers" if config["integer_products"] else "written out for each product"
+    products = "multiplied as integers" if result["integer_products"] else "written out for each product"
     lines = [
         "# Quantising",
         "",
-        f"{len(config['operations'])} operations on {config['photographs']} held-out photographs, "
-        f"{config['steps']} sampling steps, each edited with the same noise as in float32. An update's error "
-        "is the Frobenius norm of its difference from float32's over that of float32's, all targets "
-        f"together; pictures are compared by PSNR. int8 was {products} here.",
+        f"{len(result['operations'])} operations on {result['photographs']} held-out photographs, "
+        f"{result['config']['steps']} sampling steps, each edited with the same noise as in float32. An "
+        "update's error is the Frobenius norm of its difference from float32's over that of float32's, all "
+        f"targets together; pictures are compared by PSNR. int8 was {products} here.",
         "",
         "| precision | weights, MB | update's error | worst | worst cosine | to float32's picture, dB "
         "| worst | to the exact result, dB more | worst |",
@@ -185,3 +210,6 @@ def report(result: dict[str, Any]) -> str:
             f"{part['worst_change_to_exact_db']:+.2f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+STUDY = Study(QuantiseConfig, run, report)

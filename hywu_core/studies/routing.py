@@ -8,16 +8,16 @@ the one it is nearest to by PSNR. Inverse operations count as candidates whereve
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
+from matplotlib.axes import Axes
 from torch import Tensor
+from tqdm import tqdm
 
 from ..data.instructions import LANGUAGES, SPLITS
 from ..data.metrics import psnr
@@ -25,6 +25,24 @@ from ..data.photo_ops import OPS, exact
 from ..embedded.autoencoder import TinyAutoencoder
 from ..pipeline import HywuPipeline
 from ..train.world import EditCase, held_out_cases, judge
+from .frame import Result, Study, StudyConfig, option
+from .statistics import cell, interval
+from .style import AMOUNTS, panel, sheet
+from .work import Work
+
+
+@dataclass(frozen=True)
+class RoutingConfig(StudyConfig):
+    """How much is edited; always in English and Chinese, in trained and in unseen words."""
+
+    photos: int = option(4, "held-out photographs, at most", quick=1)
+    wordings: int = option(2, "phrases of each operation, language and split", quick=1)
+    every: int = option(1, "ask for every so many-th operation; all stay candidates", quick=3)
+    steps: int = option(8, "sampling steps", quick=4)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive("photos", "wordings", "every", "steps")
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,7 @@ class Routed:
     photo: int
     operation: str
     language: str
+    split: str  # of the words: "train" or "held_out"
     prompt: str
     nearest: str
     edited: float
@@ -71,10 +90,12 @@ def autoencoder_ceiling(autoencoder: TinyAutoencoder, target: Tensor) -> float:
     return float(psnr(autoencoder.decode(autoencoder.encode(target)), target))
 
 
-def route(pipeline: HywuPipeline, cases: Sequence[EditCase], steps: int) -> list[Routed]:
-    """Edit every case with and without the generated LoRA and say where the edits land."""
-    edited = judge(pipeline, cases, steps=steps)
-    frozen = judge(pipeline, cases, steps=steps, frozen_base=True)
+def route(
+    pipeline: HywuPipeline, cases: Sequence[EditCase], split: str, steps: int, seed: int = 0
+) -> list[Routed]:
+    """Edit every case, in words of a split, with and without the generated LoRA; say where it lands."""
+    edited = judge(pipeline, cases, steps=steps, seed=seed)
+    frozen = judge(pipeline, cases, steps=steps, seed=seed, frozen_base=True)
     # Cases of one photograph share their source unless an operation degrades it, and wordings their target.
     results: dict[tuple[int, str], dict[str, Tensor]] = {}
     ceilings: dict[tuple[int, str], float] = {}
@@ -92,6 +113,7 @@ def route(pipeline: HywuPipeline, cases: Sequence[EditCase], steps: int) -> list
                 photo=case.photo,
                 operation=case.operation,
                 language=case.phrase.language,
+                split=split,
                 prompt=case.prompt,
                 nearest=nearest_operation(with_lora.result, results[source]),
                 edited=with_lora.score,
@@ -103,86 +125,77 @@ def route(pipeline: HywuPipeline, cases: Sequence[EditCase], steps: int) -> list
     return routed
 
 
-def _interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean and its 95% bootstrap interval."""
-    data = np.asarray(values, dtype=float)
-    if len(data) < 2 or np.ptp(data) == 0:
-        return {"mean": float(data.mean()), "low": float(data.mean()), "high": float(data.mean())}
-    found = stats.bootstrap(
-        (data,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
-    )
-    low, high = found.confidence_interval
-    return {"mean": float(data.mean()), "low": float(low), "high": float(high)}
-
-
 def summarise(routed: Sequence[Routed]) -> dict[str, object]:
     """The numbers of a set of routed edits."""
     wrong = Counter((r.operation, r.nearest) for r in routed if not r.right)
     return {
         "cases": len(routed),
-        "accuracy": _interval([float(r.right) for r in routed]),
-        "edited_db": _interval([r.edited for r in routed]),
-        "gain_over_untouched_db": _interval([r.edited - r.untouched for r in routed]),
-        "gain_over_frozen_base_db": _interval([r.edited - r.frozen_base for r in routed]),
-        "below_ceiling_db": _interval([r.ceiling - r.edited for r in routed]),
+        "accuracy": interval([float(r.right) for r in routed]),
+        "edited_db": interval([r.edited for r in routed]),
+        "gain_over_untouched_db": interval([r.edited - r.untouched for r in routed]),
+        "gain_over_frozen_base_db": interval([r.edited - r.frozen_base for r in routed]),
+        "below_ceiling_db": interval([r.ceiling - r.edited for r in routed]),
         "confusions": [{"asked": a, "landed": b, "times": n} for (a, b), n in wrong.most_common(20)],
     }
 
 
-def run(out: Path, generator: Path | None, device: str, quick: bool, steps: int) -> dict[str, object]:
-    """Measure, then write `result.json`, `routing.png` and `report.md` into `out`; returns the result."""
-    pipeline = HywuPipeline.from_embedded(generator, device)
-    out.mkdir(parents=True, exist_ok=True)  # only now: a bad generator leaves nothing behind
-    operations = tuple(OPS)
-    photos, wordings, languages = (1, 1, ("en",)) if quick else (None, 2, LANGUAGES)
-    splits = ("held_out",) if quick else SPLITS
-    groups = {
-        split: route(
-            pipeline, held_out_cases(operations, wordings, photos, split=split, languages=languages), steps
-        )
-        for split in splits
-    }
-    unseen = groups["held_out"]
-    subsets = {
-        "unseen words": unseen,
-        "unseen words, English": [r for r in unseen if r.language == "en"],
-        "unseen words, Chinese": [r for r in unseen if r.language == "zh"],
-        "unseen words, operations of the generator": [r for r in unseen if OPS[r.operation].split == "hywu"],
-        "unseen words, operations of the base": [r for r in unseen if OPS[r.operation].split == "base"],
-        "trained words": groups.get("train", []),
-    }
-    result = {
-        "study": "routing",
-        "config": {
-            "photographs": len({r.photo for r in unseen}),
-            "wordings": wordings,
-            "steps": steps,
-            "seed": 0,
-            "quick": quick,
-            "generator": pipeline.generator.provenance,
+# What is summed up beside the whole: the words, the languages, and who learned the operation.
+SUBSETS: dict[str, Callable[[Routed], bool]] = {
+    "unseen words": lambda r: r.split == "held_out",
+    "unseen words, English": lambda r: r.split == "held_out" and r.language == "en",
+    "unseen words, Chinese": lambda r: r.split == "held_out" and r.language == "zh",
+    "unseen words, operations of the generator": lambda r: (
+        r.split == "held_out" and OPS[r.operation].split == "hywu"
+    ),
+    "unseen words, operations of the base": lambda r: (
+        r.split == "held_out" and OPS[r.operation].split == "base"
+    ),
+    "trained words": lambda r: r.split == "train",
+    "trained words, English": lambda r: r.split == "train" and r.language == "en",
+    "trained words, Chinese": lambda r: r.split == "train" and r.language == "zh",
+}
+
+
+def run(config: RoutingConfig, work: Work) -> Result:
+    """Measure, photograph by photograph."""
+    pipeline = HywuPipeline.from_embedded(config.generator, config.device)
+    operations = tuple(OPS)[:: config.every]
+    routed: list[Routed] = []
+    for split in SPLITS:
+        cases = held_out_cases(operations, config.wordings, config.photos, split=split, languages=LANGUAGES)
+        for photo in tqdm(sorted({case.photo for case in cases}), desc=f"words: {split}", unit="photograph"):
+            mine = [case for case in cases if case.photo == photo]
+            rows = work.unit(
+                split,
+                f"photograph {photo}",
+                make=lambda mine=mine, split=split: [
+                    asdict(r) for r in route(pipeline, mine, split, config.steps, config.seed)
+                ],
+            )
+            routed += [Routed(**row) for row in rows]
+    unseen = [r for r in routed if SUBSETS["unseen words"](r)]
+    return {
+        "photographs": len({r.photo for r in routed}),
+        "generator": pipeline.generator.provenance,
+        "candidates": list(OPS),
+        "subsets": {
+            name: summarise(rows) for name, of in SUBSETS.items() if (rows := [r for r in routed if of(r)])
         },
-        "subsets": {name: summarise(rows) for name, rows in subsets.items() if rows},
         "operations": {
             name: summarise([r for r in unseen if r.operation == name]) | {"split": OPS[name].split}
             for name in operations
         },
-        "cases": [asdict(r) for r in unseen],
+        "cases": [asdict(r) for r in routed],
     }
-    (out / "result.json").write_text(
-        json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    _figure(unseen, operations, out / "routing.png")
-    (out / "report.md").write_text(report(result), encoding="utf-8")
-    return result
 
 
-def report(result: dict) -> str:
+def report(result: Result) -> str:
     """The result as a page whose every number comes from it."""
     config = result["config"]
     lines = [
         "# Routing",
         "",
-        f"{len(result['operations'])} operations on {config['photographs']} held-out photographs, "
+        f"{len(result['operations'])} operations on {result['photographs']} held-out photographs, "
         f"{config['wordings']} wordings in each language, {config['steps']} sampling steps. An edit is right "
         "when, of the exact results of all operations, the one asked for is nearest by PSNR. Brackets are "
         "95% bootstrap intervals.",
@@ -191,10 +204,6 @@ def report(result: dict) -> str:
         "| below the autoencoder, dB |",
         "|---|---|---|---|---|---|---|",
     ]
-
-    def cell(value: dict[str, float], factor: float = 1.0, unit: str = "") -> str:
-        mean, low, high = (f"{value[key] * factor:.1f}" for key in ("mean", "low", "high"))
-        return f"{mean}{unit} [{low}, {high}]"
 
     columns = ("edited_db", "gain_over_untouched_db", "gain_over_frozen_base_db", "below_ceiling_db")
     for name, part in result["subsets"].items():
@@ -211,23 +220,52 @@ def report(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _figure(routed: Sequence[Routed], operations: Sequence[str], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+PANELS = (
+    ("English, trained words", "en", "train"),
+    ("English, unseen words", "en", "held_out"),
+    ("Chinese, trained words", "zh", "train"),
+    ("Chinese, unseen words", "zh", "held_out"),
+)
 
-    index = {name: i for i, name in enumerate(operations)}
-    matrix = np.zeros((len(operations), len(operations)))
-    for r in routed:
-        matrix[index[r.operation], index[r.nearest]] += 1
-    matrix /= matrix.sum(axis=1, keepdims=True).clip(1)
-    figure = Figure(figsize=(12, 11), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    shown = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
-    axes.set_xticks(range(len(operations)), operations, rotation=90, fontsize=6)
-    axes.set_yticks(range(len(operations)), operations, fontsize=6)
-    axes.set(
-        xlabel="nearest exact result", ylabel="operation asked for", title="Where edits land (unseen words)"
-    )
-    figure.colorbar(shown, ax=axes, shrink=0.6, label="share of the edits")
-    figure.savefig(path, dpi=120)
+
+def confusion(cases: Sequence[dict], rows: Sequence[str], columns: Sequence[str]) -> np.ndarray:
+    """(rows, columns): the share of the edits asked for a row's operation that landed on a column's."""
+    matrix = np.zeros((len(rows), len(columns)))
+    for case in cases:
+        matrix[rows.index(case["operation"]), columns.index(case["nearest"])] += 1
+    return matrix / matrix.sum(axis=1, keepdims=True).clip(1)
+
+
+def figure(result: Result, path: Path) -> None:
+    """A confusion matrix for each language, of trained and of unseen words, as far as they were asked."""
+    rows, columns = list(result["operations"]), result["candidates"]
+    asked = {
+        title: cases
+        for title, language, split in PANELS
+        if (cases := [c for c in result["cases"] if (c["language"], c["split"]) == (language, split)])
+    }
+    down, across = (2, 2) if len(asked) > 2 else (1, len(asked))
+    with sheet(path, 4.2 * across + 1.6, 4.8 * down + 0.8) as drawing:
+        grid = drawing.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+        for axes, letter, (title, cases) in zip(grid.flat, "abcd", asked.items(), strict=False):
+            share = interval([c["nearest"] == c["operation"] for c in cases])
+            panel(axes, letter, f"{title}: {cell(share, 100, '%')} right")
+            shown = axes.imshow(confusion(cases, rows, columns), cmap=AMOUNTS, vmin=0, vmax=1, aspect="auto")
+            axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=4)
+            axes.set_yticks(range(len(rows)), rows, fontsize=4)
+            axes.tick_params(length=1)
+            _mark_families(axes, rows, columns)
+        drawing.supxlabel("nearest exact result")
+        drawing.supylabel("operation asked for")
+        drawing.colorbar(shown, ax=grid, shrink=0.4, label="share of the edits")
+
+
+def _mark_families(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Thin lines where a family of operations (tone, colour, ...) ends."""
+    for names, line in ((rows, axes.axhline), (columns, axes.axvline)):
+        for i in range(1, len(names)):
+            if OPS[names[i]].family != OPS[names[i - 1]].family:
+                line(i - 0.5, color="white", linewidth=0.4, alpha=0.7)
+
+
+STUDY = Study(RoutingConfig, run, report, figure)

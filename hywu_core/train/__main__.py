@@ -14,8 +14,10 @@ from pathlib import Path
 
 from .. import __version__
 from ..cli import INTERRUPTED, check_folder, command, require
+from ..devices import resolve_device
 from ..errors import HywuError
 from ..storage import atomic_path
+from . import plan as planning
 from . import recipes
 from .check_data import add_arguments, check_data, plain_options, refuse_stray
 from .checkpoint_files import describe, newest
@@ -24,7 +26,7 @@ from .loop import Task, train
 from .parallel import Parallel, ParallelConfig, add_parallel_arguments, parallel_config
 from .processes import one_speaks
 from .progress import save_loss_curve
-from .watch import RunWatch
+from .watch import RunWatch, device_peak
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,21 +59,23 @@ def parser() -> argparse.ArgumentParser:
     )
     add_parallel_arguments(parse)
     add_arguments(parse)
+    planning.add_arguments(parse)
     return parse
 
 
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "torchao", "bitsandbytes")
 _NAMED = ("steps", "batch_size", "lr", "seed", "device", "precision", "adaptation", "backbone", "encoder")
 _NAMED += ("quantize", "allow_download", "resolution")
-_PATHS = ("data", "cache")
+_PATHS = ("data", "cache", "backbone", "encoder")
+_ALWAYS = ("data", "cache")  # the others may be hub ids
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, str]:
     """The settings named on the command line."""
     given = {name: value for name in _NAMED if (value := getattr(arguments, name)) is not None}
     for name in _PATHS:  # whole, for a resumed run may start elsewhere
-        if (path := getattr(arguments, name)) is not None:
-            given[name] = str(path.resolve())
+        if (path := getattr(arguments, name)) is not None and (name in _ALWAYS or Path(path).exists()):
+            given[name] = str(Path(path).resolve())
     if arguments.data is not None:
         given["data_options"] = plain_options(arguments)
     for assignment in arguments.set:
@@ -150,7 +154,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if arguments.check_data is not None:
         return check_data(arguments)
+    if arguments.plan:
+        return planning.plan_command(arguments, overrides(arguments))
     refuse_stray(arguments)
+    planning.refuse_stray(arguments)
     with one_speaks():
         with one_speaks(HywuError):  # every process reads the same command line
             planned = plan(arguments)
@@ -171,8 +178,10 @@ def _run(planned: Plan, parallel: Parallel) -> int:
     parallel.barrier()
     try:
         first = describe(out).step if planned.resume else 0
-        with RunWatch(out, first) if parallel.main else nullcontext() as watch:
+        peak = device_peak(resolve_device(config.device), config.precision) if parallel.main else 0.0
+        with RunWatch(out, first, peak) if parallel.main else nullcontext() as watch:
             losses = train(task, config, out, run, planned.resume, parallel, watch)
+        parallel.leave()  # nobody waits while the first process measures what has come of it
         if not parallel.main:
             return 0
         title = f"{planned.recipe.name}, {config.steps} steps of {config.batch_size}"

@@ -108,6 +108,15 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def press(self, key: str) -> None:
+        """Press and release a key, by its name: "ArrowLeft", "Tab"."""
+        for kind in ("keyDown", "keyUp"):
+            self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+    def prefer(self, scheme: str) -> None:
+        """Ask pages for a "light" or a "dark" look."""
+        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
     def wheel(self, x: float, y: float, distance: float) -> None:
         """Turn the wheel there; a negative distance is away from the user."""
         self._call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=distance)

@@ -36,7 +36,7 @@ def test_restoring_is_a_candidate_only_where_the_clean_photograph_is_known(cases
 
 
 def _routed(operation: str, nearest: str, edited: float) -> Routed:
-    return Routed(0, operation, "en", "words", nearest, edited, 15.0, 10.0, 30.0)
+    return Routed(0, operation, "en", "held_out", "words", nearest, edited, 15.0, 10.0, 30.0)
 
 
 def test_the_summary_counts_and_averages():
@@ -54,7 +54,8 @@ def test_the_summary_counts_and_averages():
 def test_the_report_prints_the_numbers_of_the_json():
     rows = [_routed("warm", "warm", 30.0), _routed("warm", "cool", 20.0)]
     result = {
-        "config": {"photographs": 1, "wordings": 1, "steps": 8},
+        "config": {"wordings": 1, "steps": 8},
+        "photographs": 1,
         "subsets": {"unseen words": summarise(rows)},
         "operations": {"warm": summarise(rows)},
     }

@@ -13,7 +13,7 @@ from hywu_core.train.__main__ import main
 from hywu_core.train.encoded_edits import EncodedEdits
 from hywu_core.train.paired import PairedTask, split
 
-from ..commands import contents
+from ..commands import contents, run
 from ..data import paired_writers as conventions
 from .own_data import QUICK, is_picture, write_data, write_models
 
@@ -34,14 +34,14 @@ def train(models, tmp_path, monkeypatch):
     """Train in a folder of its own; further runs share the cache."""
     monkeypatch.chdir(tmp_path)
 
-    def run(kind, data, *more, steps=2, encoder="siglip2", out="run"):
+    def train(kind, data, *more, steps=2, encoder="siglip2", out="run"):
         arguments = ["--recipe", kind, "--data", data, "--steps", steps, "--out", out, *QUICK, *more]
         if kind in models:
             arguments += ["--backbone", models[kind], "--encoder", models.get(encoder, encoder)]
         assert command(lambda: main([str(argument) for argument in arguments])) == 0
         return tmp_path / out
 
-    return run
+    return train
 
 
 FIVE = (
@@ -64,9 +64,9 @@ def test_every_convention_trains_kontext_to_a_generator_that_loads(convention, t
     adapter = generator(Condition(torch.randn(1, 5, 16)))
     assert all(backbone.transformer.get_submodule(name) is not None for name in adapter)
     assert any(B.any() for _, B in adapter.values())  # two steps have moved it
-    run = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    assert run["data"]["samples"] == 6
-    assert run["versions"]["diffusers"]
+    told = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert told["data"]["samples"] == 6
+    assert told["versions"]["diffusers"]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
     assert {"held_out_loss", "held_out_loss_base"} < lines[-1].keys()
@@ -154,6 +154,28 @@ def test_interrupted_and_resumed_it_comes_to_the_same_bits(data, train, tmp_path
         json.loads(line)["step"] for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()
     ]
     assert steps == [1, 2, 3, 4, 4]  # the last line is of what was shown
+
+
+def test_two_processes_learn_the_same_as_one(data, train, models, tmp_path):
+    more = ("--backbone", models["flux_kontext"], "--encoder", models["siglip2"], "--out", "two")
+    more += ("--set", "noise_levels=2", "--batch-size", 4, "--set", "sample_every=2")
+    one = train("flux_kontext", data, *more[6:], out="one", steps=3)
+    arguments = ["--nproc-per-node", 2, "-m", "hywu_core.train", "--recipe", "flux_kontext", "--data", data]
+    process = run("torch.distributed.run", *arguments, "--steps", 3, *QUICK, *more, folder=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("Everything is in two.") == 1  # one of them speaks
+    lines = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        for folder in (one, tmp_path / "two")
+    ]
+    for ours, theirs in zip(*lines, strict=True):
+        for name in {"step", "loss", "grad_norm", "held_out_loss"} & ours.keys():
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
+    one, two = (
+        load_generator(f / "hywu_generator.safetensors").state_dict() for f in (one, tmp_path / "two")
+    )
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0.02, atol=2e-5)  # kept in bfloat16
 
 
 def test_a_second_run_encodes_nothing_again(data, train, monkeypatch):

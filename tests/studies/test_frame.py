@@ -1,0 +1,174 @@
+"""What all studies share: a command line, parts that are kept, a report and a figure of the JSON alone."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from hywu_core import study as command_line
+from hywu_core.errors import HywuError
+from hywu_core.studies import QUESTIONS
+from hywu_core.studies.frame import Study, StudyConfig, carry_out, dumps, option, redraw
+from hywu_core.studies.statistics import interval, more_often_larger
+from hywu_core.studies.style import panel, sheet
+from hywu_core.study import main
+
+from ..commands import refused
+from .numbers import strangers
+
+
+@dataclass(frozen=True)
+class TossConfig(StudyConfig):
+    coins: int = option(4, "how many are tossed", quick=2)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require_positive("coins")
+
+
+class Tosses:
+    """A study of coins, which counts what it computes and can be stopped before a coin."""
+
+    def __init__(self, stop=None):
+        self.made, self.stop = [], stop
+
+    def study(self):
+        return Study(TossConfig, self.run, self.report, self.figure)
+
+    def run(self, config, work):
+        heads = [work.unit("coin", str(i), make=lambda i=i: self.toss(i)) for i in range(config.coins)]
+        blank = work.tensors("blank coin", make=lambda: {"x": torch.zeros(2)})
+        return {"heads": heads, "share": interval(heads), "blank": blank["x"].tolist()}
+
+    def toss(self, number):
+        if number == self.stop:
+            raise KeyboardInterrupt
+        self.made.append(number)
+        return number % 2
+
+    @staticmethod
+    def report(result):
+        return f"# Tosses\n\n{result['share']['mean']:.2f} of {result['config']['coins']} were heads.\n"
+
+    @staticmethod
+    def figure(result, path: Path):
+        with sheet(path, 2, 2) as drawing:
+            panel(drawing.subplots(), "a", "tosses").plot(result["heads"])
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    monkeypatch.setitem(QUESTIONS, "tosses", "is it heads?")
+
+
+def test_a_result_says_what_it_is_of(tmp_path):
+    result = carry_out("tosses", Tosses().study(), TossConfig(seed=7), tmp_path / "out", "the command")
+    assert result == json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["study"], result["question"]) == ("tosses", "is it heads?")
+    assert (result["command"], result["config"]["seed"], result["config"]["coins"]) == ("the command", 7, 4)
+    assert result["heads"] == [0, 1, 0, 1]
+    assert len(result["code"]["revisions"]) == 1
+    assert {len(sha) for sha in result["weights"].values()} == {64}
+    assert (tmp_path / "out" / "report.md").read_text() == "# Tosses\n\n0.50 of 4 were heads.\n"
+    assert (tmp_path / "out" / "tosses.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_finished_is_not_computed_again(tmp_path):
+    stopped = Tosses(stop=2)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out("tosses", stopped.study(), TossConfig(), tmp_path)
+    assert not (tmp_path / "result.json").exists()
+    resumed, whole = Tosses(), Tosses()
+    result = carry_out("tosses", resumed.study(), TossConfig(), tmp_path)
+    assert (stopped.made, resumed.made) == ([0, 1], [2, 3])
+    assert result == carry_out("tosses", whole.study(), TossConfig(), tmp_path / "fresh")
+    again = Tosses(stop=0)
+    assert carry_out("tosses", again.study(), TossConfig(), tmp_path) == result
+
+
+def test_parts_of_another_config_are_not_mixed_in(tmp_path):
+    carry_out("tosses", Tosses().study(), TossConfig(), tmp_path)
+    with pytest.raises(HywuError, match=r"config\.coins is 4 there and 3 now\. Give another --out"):
+        carry_out("tosses", Tosses().study(), TossConfig(coins=3), tmp_path)
+
+
+def test_report_and_figure_are_drawn_again_from_the_json_alone(tmp_path):
+    carry_out("tosses", Tosses().study(), TossConfig(), tmp_path)
+    names = ("report.md", "tosses.png")
+    before = [(tmp_path / name).read_bytes() for name in names]
+    for name in names:
+        (tmp_path / name).unlink()
+    redraw("tosses", Tosses(stop=0).study(), tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "run the study first"),
+        ("{", "is not a result of a study"),
+        ('{"study": "quantise"}', "is not a result of the study 'routing'"),
+    ],
+)
+def test_no_result_to_draw_is_a_sentence(tmp_path, capfd, text, sentence):
+    if text is not None:
+        (tmp_path / "result.json").write_text(text)
+    assert sentence in refused(main, "routing", "--report", tmp_path, folder=tmp_path, capfd=capfd)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--steps", 0), "steps is 0; it must be at least 1"),
+        (("--seed", -1), "seed is -1"),
+        (("--device", "abacus"), "The device 'abacus' is not available here"),
+    ],
+)
+def test_bad_options_are_sentences_and_leave_nothing(tmp_path, capfd, arguments, sentence):
+    out = ("--out", tmp_path / "out")
+    assert sentence in refused(main, "routing", *out, *arguments, folder=tmp_path, capfd=capfd)
+
+
+def test_quick_changes_defaults_and_not_what_was_given():
+    quick, given = TossConfig.made_from({}, True), TossConfig.made_from({"coins": 9}, True)
+    assert (quick.coins, given.coins, TossConfig.made_from({}, False).coins) == (2, 9, 4)
+
+
+def test_every_option_is_on_the_command_line(tmp_path, monkeypatch, capsys):
+    module = type("module", (), {"STUDY": Tosses().study()})
+    monkeypatch.setattr(command_line, "import_module", lambda *_: module)
+    arguments = ["tosses", "--quick", "--coins", "3", "--seed", "5", "--out", str(tmp_path / "my out")]
+    assert main(arguments) == 0
+    assert "0.33 of 3 were heads" in capsys.readouterr().out
+    result = json.loads((tmp_path / "my out" / "result.json").read_text())
+    assert result["config"]["seed"] == 5
+    assert result["quick"] is True
+    assert result["command"].startswith("python -m hywu_core.study tosses --quick --coins 3 --seed 5 --out '")
+
+
+def test_lists_of_numbers_stand_on_one_line_and_nothing_is_lost():
+    data = {"a": [1, -2.5, 3e-07], "b": [], "c": ["x", "[ 1, 2"], "d": [[1, 2], [3, 4]]}
+    assert json.loads(dumps(data)) == data
+    assert "[ 1, -2.5, 3e-07 ]" in dumps(data)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dumps({"a": float("nan")})
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_more_values():
+    few, many = interval([1.0, 2.0, 3.0, 4.0]), interval([1.0, 2.0, 3.0, 4.0] * 50)
+    assert few["low"] < few["mean"] == many["mean"] == 2.5 < few["high"]
+    assert many["high"] - many["low"] < 0.3 * (few["high"] - few["low"])
+
+
+def test_the_effect_is_how_often_one_is_larger():
+    found = more_often_larger([2.0, 4.0], [1.0, 3.0])
+    assert found["effect"] == 0.75
+    assert more_often_larger(range(50, 90), range(40))["p"] < 1e-9
+
+
+def test_numbers_that_are_not_in_the_json_are_found():
+    result = {"share": 0.2512, "n": 4000, "list": [1, 2, 3], "p": 2.31e-12}
+    assert strangers("25.1% of 4,000 in 3 lists, p 2.3e-12 and +0.3", result) == []
+    assert strangers("25.2% of 4,001, rank-8", result) == ["25.2", "4,001"]

@@ -75,13 +75,17 @@ class QwenImageEditEncoders(EditEncoders):
 
 
 class QwenImageEdit(EditBackbone):
-    """diffusers' `QwenImageTransformer2DModel`, called as by its `QwenImageEditPlusPipeline`."""
+    """diffusers' `QwenImageTransformer2DModel`, called as by its `QwenImageEditPlusPipeline`.
+
+    Sides are multiples of 32 pixels, as the pipeline chooses them: ComfyUI gives odd numbers of tokens other
+    positions than diffusers.
+    """
 
     kind = "qwen_image_edit"
     pipelines = ("QwenImageEditPlusPipeline",)
     transformer_class = "QwenImageTransformer2DModel"
     encoders = QwenImageEditEncoders
-    target_sizes = PictureSizes(1024 * 1024, 16)
+    target_sizes = PictureSizes(1024 * 1024, 32)
     control_sizes = PictureSizes(1024 * 1024, 32)
     default_targets = (
         "transformer_blocks.*.attn.*",

@@ -8,10 +8,14 @@ import torch
 from hywu_core import LoraSpec
 from hywu_core.backbones.flux_kontext import picture_starts
 from hywu_core.backbones.inputs import EditInputs, EditSample, collate
+from hywu_core.backbones.packing import PATCH
+from hywu_core.backbones.qwen_image_edit import QwenImageEdit
 from hywu_core.backbones.registry import kinds
 from hywu_core.conditions.backbone_hidden import hidden_condition
+from hywu_core.data.paired.buckets import Buckets
 from hywu_core.errors import HywuError
 
+PIXELS = 8  # to a latent
 PROMPTS = ("snow", "make the cat an old faded photograph with a dog in it")
 
 
@@ -20,6 +24,13 @@ def sample(encoders, prompt: str, n_controls: int, seed: int = 0) -> EditSample:
     pictures = [torch.rand(1, 3, 64, 64 + 32 * i, generator=random) for i in range(n_controls)]
     controls = tuple(encoders.encode_image(picture) for picture in pictures)
     return EditSample(encoders.encode_text(prompt, pictures), controls)
+
+
+def test_pictures_for_qwen_have_even_numbers_of_tokens():
+    # Where a side has an odd number, ComfyUI counts its positions from another middle than diffusers.
+    for sizes in (QwenImageEdit.target_sizes, QwenImageEdit.control_sizes):
+        for size in Buckets(sizes.area, sizes.divisor).sizes:
+            assert all(side // (PIXELS * PATCH) % 2 == 0 for side in size), size
 
 
 @pytest.mark.parametrize("kind", kinds())

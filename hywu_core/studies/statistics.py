@@ -36,3 +36,8 @@ def cell(value: Interval, factor: float = 1.0, unit: str = "", digits: int = 1) 
     """An interval for a table: "25.0% [20.1, 29.8]"."""
     mean, low, high = (f"{value[key] * factor:.{digits}f}" for key in ("mean", "low", "high"))
     return f"{mean}{unit} [{low}, {high}]"
+
+
+def p_value(p: float) -> str:
+    """A p-value for a sentence; the smallest ones are no number any more."""
+    return f"{p:.1e}" if p > 0 else "≈ 0"

@@ -12,7 +12,11 @@ from pathlib import Path
 
 from .errors import HywuError
 
-_DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where pip's name is not the module's
+_DISTRIBUTIONS = {  # where pip's name is not the module's
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+    "flip_evaluator": "flip-evaluator",
+}
 BAD_INPUT, INTERRUPTED = 2, 130  # 130: as a shell reports a program ended by Ctrl-C
 
 

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     name = names_parser().parse_args(argv[:1]).study
-    require("scipy", "sklearn", "matplotlib", "diffusers", "tqdm")
+    require("scipy", "sklearn", "skimage", "flip_evaluator", "matplotlib", "diffusers", "tqdm")
     study: Study = import_module(f".studies.{name}", __package__).STUDY
     given = vars(study_parser(name, study).parse_args(argv[1:]))
     out, redrawn, quick = (given.pop(key) for key in ("out", "report", "quick"))

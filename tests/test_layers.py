@@ -20,13 +20,15 @@ HEAVIEST = 32_000_000  # bytes of all embedded weights together
 
 GROUND = {"errors", "storage"}
 GENERATION = {"lora", "tokens", "conditions", "generator", "generate", "generation_cache"}
-COMMAND = {"cli", "devices"}
+COMMAND = {"cli", "devices", "measure", "report"}
 # What each room of hywu_core (and nodes) may import of hywu_core; a new room needs a line here.
 MAY_SEE = {
     "__init__": set(),
     "errors": set(),
     "storage": {"errors"},
     "devices": {"errors"},
+    "measure": set(),
+    "report": GROUND,
     "cli": {"errors"},
     "images": GROUND,
     "lora": GROUND,
@@ -50,7 +52,10 @@ MAY_SEE = {
     | GENERATION
     | {"__init__", "devices", "apply", "backbones", "data", "embedded", "images", "pipeline", "train"},
     "study": GROUND | COMMAND | {"studies"},
-    "bench": GROUND | GENERATION | COMMAND | {"apply", "backbones", "embedded", "images", "pipeline"},
+    "bench": GROUND
+    | GENERATION
+    | COMMAND
+    | {"apply", "backbones", "embedded", "images", "pipeline", "train"},
     "nodes": GROUND | GENERATION | {"heat_map", "apply", "embedded"},
 }
 
@@ -60,7 +65,7 @@ FROM_OUTSIDE = {
     "data": {"pyarrow", "tomli", "yaml"},
     "backbones": {"diffusers", "huggingface_hub", "torchao"},
     "train": {"diffusers", "tqdm", "matplotlib", "psutil", "sentencepiece", "wordfreq", "torchao"},
-    "studies": {"tqdm", "matplotlib", "scipy", "sklearn"},
+    "studies": {"tqdm", "matplotlib", "scipy", "sklearn", "skimage", "flip_evaluator"},
     "edit": {"tqdm"},
     "study": {"tqdm"},
     "nodes": {"comfy", "comfy_api", "folder_paths"},

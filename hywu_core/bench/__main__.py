@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from ..cli import command
-from . import apply, generator
-from .report import check_json, write_json
+from ..report import check_json, write_json
+from . import apply, generator, train
 
-BENCHES = {"apply": apply, "generator": generator}
+BENCHES = {"apply": apply, "generator": generator, "train": train}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ..errors import HywuError
-from .measure import Rounds, Spread
-from .report import megabytes, table
+from ..measure import Rounds, Spread
+from ..report import megabytes, table
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {

@@ -164,7 +164,7 @@ def ways(world: World) -> dict[str, Callable[[dict[str, Any]], Any]]:
 
 def changes(world: World) -> dict[str, list[float]]:
     """Seconds from another adapter to the first step, by way."""
-    from .measure import synchronize
+    from ..measure import synchronize
 
     ours_and_stock = ways(world)
     seconds: dict[str, list[float]] = {way: [] for way in ours_and_stock}
@@ -186,7 +186,7 @@ def steps(world: World) -> tuple[dict[str, list[float]], dict[str, list[float]]]
 
     from ..apply.comfy import apply_adapter
     from ..lora import Adapter
-    from .measure import in_turns
+    from ..measure import in_turns
 
     lora = world.lora(1)
     patchers = {way: use(lora) for way, use in ways(world).items() if way != "LoraLoader"}
@@ -223,7 +223,7 @@ def main() -> None:
     import comfyui_version
     import torch
 
-    from .report import machine
+    from ..report import machine
 
     if plan["clock"] == "processor":
         torch.set_num_threads(1)

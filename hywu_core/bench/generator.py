@@ -21,10 +21,10 @@ from ..errors import HywuError
 from ..generator import ParameterGenerator
 from ..generator.model import KEEP_START_BYTES
 from ..generator.release_config import read_config
+from ..measure import Run, in_turns, matmul_ceiling, peak_extra_bytes
+from ..report import machine, megabytes, table
 from . import official, parity
 from . import plan as planning
-from .measure import Run, in_turns, matmul_ceiling, peak_extra_bytes
-from .report import machine, megabytes, table
 from .sizes import SIZES, Size, typical_products, work
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

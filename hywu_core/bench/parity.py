@@ -12,8 +12,8 @@ from ..conditions import Condition
 from ..errors import HywuError
 from ..generator import ParameterGenerator
 from ..generator.release_config import read_config
+from ..report import table
 from . import official
-from .report import table
 
 # Of the largest value. float32 sums in another order; bfloat16 has 8 bits of mantissa, at every step.
 LIMITS = {"float32": 1e-5, "bfloat16": 0.05}

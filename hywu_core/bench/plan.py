@@ -8,7 +8,7 @@ import torch
 
 from ..generator.memory import memory_plan
 from ..generator.release_config import read_config
-from .report import megabytes, table
+from ..report import megabytes, table
 from .sizes import Size
 
 VARIANTS = (("bfloat16", None), ("bfloat16", "int8"), ("bfloat16", "fp8"), ("float32", None))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..generator import ParameterGenerator
-from .measure import Matmul
+from ..generator.release_sizes import release_like, release_mapping, released_config
+from ..measure import Matmul
 
 
 @dataclass(frozen=True)
@@ -21,56 +22,18 @@ class Size:
     n_condition: int
 
 
-def _mapping(width: int, qkv: int, shared: int, expert: int, experts: int) -> dict[str, Any]:
-    """The modules of one layer of the released generator's backbone, at a scale."""
-    return {
-        "self_attn.qkv_proj": {"lora_A_dim": width, "lora_B_dim": qkv},
-        "self_attn.o_proj": {"lora_A_dim": width, "lora_B_dim": width},
-        "mlp.shared_mlp.gate_and_up_proj": {"lora_A_dim": width, "lora_B_dim": 2 * shared},
-        "mlp.shared_mlp.down_proj": {"lora_A_dim": shared, "lora_B_dim": width},
-        "mlp.experts": {
-            "type": "grouped",
-            "num_experts": experts,
-            "sub_weights": {
-                "w1": {"lora_A_dim": width, "lora_B_dim": expert},
-                "w2": {"lora_A_dim": expert, "lora_B_dim": width},
-                "w3": {"lora_A_dim": width, "lora_B_dim": expert},
-            },
-        },
-    }
-
-
-def _config(d_model: int, head_dim: int, blocks: int, layers: int, mapping: dict[str, Any]) -> dict[str, Any]:
-    """As in the release: rank 16, accumulation 4, a token as wide as a row, a condition as the model."""
-    return {
-        "model_type": "parameter_generator",
-        "token_dim": d_model // 4,
-        "output_dim": d_model // 4,
-        "rank": 16,
-        "alpha": 64,
-        "input_dim": d_model,
-        "dim_accumulation": 4,
-        "d_model": d_model,
-        "head_dim": head_dim,
-        "num_base_model_layers": layers,
-        "num_pg_layers": blocks,
-        "prefix": "model.layers.",
-        "pg_mapping": mapping,
-    }
-
-
 SIZES = {
     # The release's shape, a thousandth of its work: every kind of module, also grouped experts.
-    "small": Size(_config(128, 32, 4, 8, _mapping(128, 192, 96, 96, 8)), 64),
+    "small": Size(release_like(128, 32, 4, 8, release_mapping(128, 192, 96, 96, 8)), 64),
     # 64 tokens of each of 16 layers, and 0.34 TFLOP: a laptop's seconds.
     "mid": Size(
-        _config(
+        release_like(
             512, 64, 8, 16, {name: {"lora_A_dim": 1024, "lora_B_dim": 1024} for name in ("q", "k", "v", "o")}
         ),
         128,
     ),
     # The published 8.11B generator: 1,379 tokens of each of 32 layers.
-    "release": Size(_config(4096, 128, 24, 32, _mapping(4096, 6144, 3072, 3072, 64)), 1024),
+    "release": Size(released_config(), 1024),
 }
 
 

@@ -6,19 +6,26 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from .adapter import Adapter
+
+
+class HeaderNames(NamedTuple):
+    """What a LoRA file's header calls a backbone: for modelspec, and as kohya's trainers do."""
+
+    modelspec: str
+    base_model_version: str
 
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
     """How one family of backbones and its LoRA files name things.
 
-    family: the word by which ids of its backbones are known.
+    families: words by which ids of its backbones are known.
     prefix: what stock loaders expect before a target name.
-    modelspec, base_model_version: what the file's header calls the backbone.
+    header: what the file's header calls the backbone.
     variants: words in a backbone's id -> what the header calls it instead, the most specific first.
     blocks: target ModuleList -> (original ModuleList, {original module: target modules}), where "original" is
         the naming of the first release. An original module that is several targets is fused: their outputs
@@ -29,20 +36,19 @@ class Architecture:
     """
 
     name: str
-    family: str
+    families: tuple[str, ...]
     prefix: str
-    modelspec: str
-    base_model_version: str
+    header: HeaderNames
     blocks: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]]
     loose: Mapping[str, str] = field(default_factory=dict)
     turned: frozenset[str] = frozenset()
     aliases: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
-    variants: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[str, HeaderNames] = field(default_factory=dict)
 
-    def modelspec_of(self, base: str) -> str:
+    def header_of(self, base: str) -> HeaderNames:
         """What a file's header calls the backbone with this id, "" if it is unknown."""
         words = base.lower().replace("_", "-")
-        return next((name for word, name in self.variants.items() if word in words), self.modelspec)
+        return next((names for word, names in self.variants.items() if word in words), self.header)
 
     def targets_of(self, name: str) -> tuple[str, ...] | None:
         """The targets that a module is, by its target name, its original one, or either with "_" for "."."""
@@ -103,10 +109,14 @@ def _same(*names: str) -> dict[str, tuple[str, ...]]:
 
 FLUX = Architecture(
     name="flux",
-    family="flux",
+    families=("flux", "longcat"),
     prefix="transformer.",
-    modelspec="Flux.1-dev/lora",
-    base_model_version="flux1",
+    header=HeaderNames("Flux.1-dev/lora", "flux1"),
+    # A narrower FLUX: its LoRAs have FLUX's names and do not fit it. No other trainer names it in headers.
+    variants={
+        "longcat-image-edit": HeaderNames("LongCat-Image-Edit/lora", "longcat_image"),
+        "longcat": HeaderNames("LongCat-Image/lora", "longcat_image"),
+    },
     blocks={
         "transformer_blocks": (
             "double_blocks",
@@ -163,17 +173,16 @@ FLUX = Architecture(
 
 QWEN_IMAGE = Architecture(
     name="qwen_image",
-    family="qwen",
+    families=("qwen",),
     prefix="diffusion_model.",
-    modelspec="Qwen-Image-Edit-Plus/lora",
-    base_model_version="qwen_image",
+    header=HeaderNames("Qwen-Image-Edit-Plus/lora", "qwen_image"),
     # The names that musubi-tuner writes.
     variants={
-        "edit-2511": "Qwen-Image-Edit-2511/lora",
-        "edit-2509": "Qwen-Image-Edit-Plus/lora",
-        "edit-plus": "Qwen-Image-Edit-Plus/lora",
-        "qwen-image-edit": "Qwen-Image-Edit/lora",
-        "qwen-image": "Qwen-Image/lora",
+        "edit-2511": HeaderNames("Qwen-Image-Edit-2511/lora", "qwen_image"),
+        "edit-2509": HeaderNames("Qwen-Image-Edit-Plus/lora", "qwen_image"),
+        "edit-plus": HeaderNames("Qwen-Image-Edit-Plus/lora", "qwen_image"),
+        "qwen-image-edit": HeaderNames("Qwen-Image-Edit/lora", "qwen_image"),
+        "qwen-image": HeaderNames("Qwen-Image/lora", "qwen_image"),
     },
     blocks={
         "transformer_blocks": (
@@ -219,8 +228,9 @@ def architecture_for(targets: Iterable[str], base: str = "") -> Architecture | N
     if certain is not None or not base:
         return certain
     words = base.lower()
-    named = [a for a in ARCHITECTURES if a.family in words and all(a.has(target) for target in targets)]
-    return named[0] if len(named) == 1 else None
+    named = [a for a in ARCHITECTURES if any(family in words for family in a.families)]
+    fitting = [a for a in named if all(a.has(target) for target in targets)]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def describe_adapter(adapter: Adapter) -> str:
@@ -234,7 +244,7 @@ def describe_backbone(adapter: Adapter) -> str:
     architecture = architecture_for(adapter, base or "")
     if architecture is None:
         return base or "an unknown backbone"
-    name = architecture.modelspec_of(base or "").removesuffix("/lora")
+    name = architecture.header_of(base or "").modelspec.removesuffix("/lora")
     return f"{base} ({name})" if base and base != name else name
 
 

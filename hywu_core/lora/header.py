@@ -49,8 +49,9 @@ def header_of(
         "ss_network_alpha": str(adapter.rank),
     }
     if architecture:
-        header["modelspec.architecture"] = architecture.modelspec_of(base)
-        header["ss_base_model_version"] = architecture.base_model_version
+        names = architecture.header_of(base)
+        header["modelspec.architecture"] = names.modelspec
+        header["ss_base_model_version"] = names.base_model_version
     told = provenance_in(adapter.provenance) | dict(adapter.rows[0] if adapter.rows else {})
     told.pop("key_format", None)
     if not include_prompt:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from .. import __version__
 from ..cli import INTERRUPTED, check_folder, command, require
+from ..devices import resolve_device
 from ..errors import HywuError
 from ..storage import atomic_path
+from . import plan as planning
 from . import recipes
 from .check_data import add_arguments, check_data, plain_options, refuse_stray
 from .checkpoint_files import describe, newest
@@ -24,7 +26,7 @@ from .loop import Task, train
 from .parallel import Parallel, ParallelConfig, add_parallel_arguments, parallel_config
 from .processes import one_speaks
 from .progress import save_loss_curve
-from .watch import RunWatch
+from .watch import RunWatch, device_peak
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_parallel_arguments(parse)
     add_arguments(parse)
+    planning.add_arguments(parse)
     return parse
 
 
@@ -151,7 +154,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if arguments.check_data is not None:
         return check_data(arguments)
+    if arguments.plan:
+        return planning.plan_command(arguments, overrides(arguments))
     refuse_stray(arguments)
+    planning.refuse_stray(arguments)
     with one_speaks():
         with one_speaks(HywuError):  # every process reads the same command line
             planned = plan(arguments)
@@ -172,8 +178,10 @@ def _run(planned: Plan, parallel: Parallel) -> int:
     parallel.barrier()
     try:
         first = describe(out).step if planned.resume else 0
-        with RunWatch(out, first) if parallel.main else nullcontext() as watch:
+        peak = device_peak(resolve_device(config.device), config.precision) if parallel.main else 0.0
+        with RunWatch(out, first, peak) if parallel.main else nullcontext() as watch:
             losses = train(task, config, out, run, planned.resume, parallel, watch)
+        parallel.leave()  # nobody waits while the first process measures what has come of it
         if not parallel.main:
             return 0
         title = f"{planned.recipe.name}, {config.steps} steps of {config.batch_size}"

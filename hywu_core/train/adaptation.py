@@ -21,6 +21,7 @@ from ..conditions import Condition
 from ..errors import HywuError
 from ..generator import GeneratorConfig, ParameterGenerator, save_generator
 from ..lora import Adapter, LoraSpec, save_adapter
+from ..tokens import TokenLayout
 
 KINDS = ("hywu", "shared_lora", "single_lora", "sft")
 
@@ -130,18 +131,23 @@ def require_adaptation(kind: str) -> None:
 
 
 def make_adaptation(
-    kind: str, transformer: nn.Module, spec: LoraSpec, config: GeneratorConfig, n_tasks: int
+    kind: str,
+    transformer: nn.Module,
+    spec: LoraSpec,
+    config: GeneratorConfig,
+    n_tasks: int,
+    layout: TokenLayout | None = None,
 ) -> Adaptation:
     """A fresh adaptation, from torch's random state, that leaves the backbone as it is; on its device.
 
-    config: of a generator, for "hywu".  n_tasks: how many LoRAs "single_lora" has.
+    config, layout: of a generator, for "hywu".  n_tasks: how many LoRAs "single_lora" has.
     """
     require_adaptation(kind)
     if kind == "sft":
         return FineTuned(transformer)
     device = next(transformer.parameters()).device
     if kind == "hywu":
-        return Generated(ParameterGenerator(config, spec).to(device))
+        return Generated(ParameterGenerator(config, spec, layout).to(device))
     if kind == "shared_lora":
         return SharedLora(DirectLoras(spec, 1).to(device))
     return SingleLora(DirectLoras(spec, n_tasks).to(device))

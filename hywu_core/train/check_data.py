@@ -71,12 +71,18 @@ def refuse_stray(arguments: argparse.Namespace) -> None:
             if given:
                 raise HywuError(f"{flag} is about the report on a data set; it goes with --check-data PATH.")
         return
+    if flag := stray(arguments, add_arguments):
+        raise HywuError(f"{flag} is about a data set; name that with --data PATH or --check-data PATH.")
+
+
+def stray(arguments: argparse.Namespace, add: Callable[[argparse.ArgumentParser], None]) -> str | None:
+    """The first of the flags that `add` adds which is not at its default."""
     alone = argparse.ArgumentParser()
-    add_arguments(alone)
+    add(alone)
     for name, default in vars(alone.parse_args([])).items():
         if getattr(arguments, name) != default:
-            flag = "--" + name.replace("_", "-")
-            raise HywuError(f"{flag} is about a data set; name that with --data PATH or --check-data PATH.")
+            return "--" + name.replace("_", "-")
+    return None
 
 
 def options_of(arguments: argparse.Namespace) -> Options:

@@ -6,11 +6,12 @@ on a CPU, and on any number of processes. See `checkpoint_files.py` for what it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from . import checkpoint_files as files
 from .average import Average, local
 from .optimizer import trained
 from .processes import ALONE, AgreedError, Processes
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 
 @dataclass
@@ -34,6 +38,10 @@ class TrainState:
     processes: Processes = ALONE
     saved: int = 0  # the step of the last checkpoint written or read
     _writing: tuple[int, Path, Future] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        # Now: between two passes a sharded module may have its weights whole, which are other parameters.
+        self._names = {parameter: name for name, parameter in self.module.named_parameters()}
 
     @property
     def step(self) -> int:
@@ -81,21 +89,22 @@ class TrainState:
     def restore(self, folder: Path) -> None:
         """Continue from `folder`; HywuError where its tensors do not fit this run."""
         path = files.describe(folder).path
-        found = {name: tuple(meta.size) for name, meta in files.stored(path).items()}
+        stored = files.stored(path)
+        found = {name: tuple(meta.size) for name, meta in stored.items()}
         losses = torch.zeros(found.get("losses", (0,)), dtype=torch.float64)
         random = self.generator.get_state()
         if found.get("rng") != tuple(random.shape):
-            raise HywuError(
+            raise AgreedError(
                 f"{path} was trained on another device than '{self.generator.device.type}'; resume there."
             )
-        slots = self._slots(path)
+        slots = self._slots(stored)
         into = {**dict(self._weights()), "rng": random, "losses": losses}
         into |= {f"optimizer.{n}.{s}": t for n, own in slots.items() for s, t in own.items()}
         into = {name: _at_least_1d(tensor) for name, tensor in into.items()}
         wanted = {name: tuple(tensor.shape) for name, tensor in into.items()}
         if differ := sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n)):
             name = differ[0]
-            raise HywuError(
+            raise AgreedError(
                 f"{path} belongs to another model: {name} has the shape {found.get(name, 'of nothing')} "
                 f"there and {wanted.get(name, 'of nothing')} here; {len(differ)} tensors differ."
             )
@@ -116,8 +125,7 @@ class TrainState:
 
     def _trained(self) -> dict[str, nn.Parameter]:
         """The optimiser's parameters, in its order, by the names the module has for them."""
-        names = {parameter: name for name, parameter in self.module.named_parameters()}
-        return {names[parameter]: parameter for parameter in trained(self.optimizer)}
+        return {self._names[parameter]: parameter for parameter in trained(self.optimizer)}
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self.module.state_dict().items():
@@ -134,18 +142,19 @@ class TrainState:
         yield "rng", self.generator.get_state()
         yield "losses", torch.tensor(self.losses, dtype=torch.float64)
 
-    def _slots(self, path: Path) -> dict[str, dict[str, Tensor]]:
+    def _slots(self, stored: Mapping[str, TensorStorageMetadata]) -> dict[str, dict[str, Tensor]]:
         """Room for what a checkpoint's optimiser keeps of each of our parameters, sharded as they are."""
         parameters = self._trained()
         slots: dict[str, dict[str, Tensor]] = {}
-        for full, meta in files.stored(path).items():
+        for full, meta in stored.items():
             kind, _, rest = full.partition(".")
             name, _, slot = rest.rpartition(".")
             if kind != "optimizer" or name not in parameters:
                 continue
             like, dtype = parameters[name].detach(), meta.properties.dtype
-            room = torch.zeros_like(like, dtype=dtype) if meta.size == like.shape else None
-            slots.setdefault(name, {})[slot] = torch.zeros(meta.size, dtype=dtype) if room is None else room
+            alike = slot != "step" and meta.size == like.shape
+            room = torch.zeros_like(like, dtype=dtype) if alike else torch.zeros(meta.size, dtype=dtype)
+            slots.setdefault(name, {})[slot] = room
         return slots
 
 

@@ -74,9 +74,9 @@ def describe(folder: Path) -> Description:
     return Description(path, step, run)
 
 
-def remove_all(folder: Path) -> None:
-    """Remove every checkpoint of a run folder, and what crashed runs left half written."""
-    for path in (*folder.glob(f"{PREFIX}*"), *folder.glob(f".{PREFIX}*.tmp")):
+def clear(folder: Path, keep: bool) -> None:
+    """Remove what crashed runs left half written in a run folder and, unless `keep`, its checkpoints."""
+    for path in (*folder.glob(f".{PREFIX}*.tmp"), *(() if keep else folder.glob(f"{PREFIX}*"))):
         _remove(path)
 
 
@@ -89,13 +89,13 @@ def write(
 ) -> Future:
     """Begin to write; the future is done when the checkpoint has its name. `tensors` may change at once.
 
-    Called by every process of `group`, each with its shards. Raises HywuError where torch is too old.
+    Called by every process of `group`, each with its shards.
     """
     from torch.distributed.checkpoint import async_save
 
     writer = _writer(folder, step, run)
     _expect_one_process()
-    return async_save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
+    return async_save(dict(tensors), storage_writer=writer, process_group=group)
 
 
 def wait(writing: Future, folder: Path, step: int) -> None:
@@ -106,8 +106,7 @@ def wait(writing: Future, folder: Path, step: int) -> None:
         writing.result()
     except CheckpointException as error:
         _remove(_hidden(folder, step))
-        reason = next(iter(error.failures.values()))[0]
-        raise AgreedError(f"Could not write a checkpoint into {folder}: {reason}.") from error
+        raise AgreedError(f"Could not write a checkpoint into {folder}: {_reason(error)}.") from error
     except (OSError, RuntimeError) as error:
         raise HywuError(f"Could not write a checkpoint into {folder}: {error}.") from error
 
@@ -122,11 +121,15 @@ def stored(path: Path) -> dict[str, TensorStorageMetadata]:
 
 
 def read(path: Path, into: Mapping[str, Tensor], group: ProcessGroup | None) -> None:
-    """Fill tensors, sharded in whatever way, with those of a checkpoint, in place."""
+    """Fill tensors, sharded in whatever way, with those of a checkpoint, in place; HywuError if it cannot."""
     from torch.distributed.checkpoint import load
+    from torch.distributed.checkpoint.api import CheckpointException
 
     _expect_one_process()
-    load(dict(into), storage_reader=_reader(path), process_group=group, no_dist=group is None)
+    try:
+        load(dict(into), storage_reader=_reader(path), process_group=group, no_dist=group is None)
+    except CheckpointException as error:
+        raise AgreedError(f"{path} could not be read: {_reason(error)}.") from error
 
 
 def read_all(path: Path) -> dict[str, Tensor]:
@@ -136,15 +139,19 @@ def read_all(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _reason(error: Any) -> BaseException:
+    """What went wrong on the first of the processes on which something did."""
+    return next(iter(error.failures.values()))[0]
+
+
 def _reader(path: Path) -> Any:
-    _require_storage()
+    require_storage()
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
     return HuggingFaceStorageReader(str(path))
 
 
 def _writer(folder: Path, step: int, run: Mapping[str, object]) -> Any:
-    _require_storage()
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
     hidden = _hidden(folder, step)
@@ -178,11 +185,12 @@ def _publish(hidden: Path, path: Path, step: int, run: Mapping[str, object]) -> 
 
 def _remove(path: Path) -> None:
     """Without its name first, so that half of a checkpoint never looks like one."""
-    hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.tmp")
-    if hidden != path:
+    if not path.name.startswith("."):
+        hidden = path.with_name(f".{path.name}.old.tmp")
         shutil.rmtree(hidden, ignore_errors=True)
         os.rename(path, hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+        path = hidden
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _expect_one_process() -> None:
@@ -190,7 +198,8 @@ def _expect_one_process() -> None:
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
-def _require_storage() -> None:
+def require_storage() -> None:
+    """HywuError where torch is too old to write or read checkpoints."""
     try:
         from torch.distributed.checkpoint import HuggingFaceStorageWriter  # noqa: F401
     except ImportError as error:

@@ -26,6 +26,7 @@ from ..errors import HywuError
 from ..generator import GeneratorConfig, ParameterGenerator, load_generator
 from ..lora import Adapter, LoraSpec
 from ..pipeline import HywuPipeline
+from ..tokens import TokenLayout
 from .adaptation import export, make_adaptation, require_adaptation
 from .adapting import AdaptingTask, Edits
 from .verdict import save_before_after, sentence
@@ -45,6 +46,8 @@ class HywuTrainingConfig:
     n_heads: int = 4
     mlp_ratio: float = 2.0
     accumulation: int = 1
+    segment: int = 0  # channels C of a parameter token; 0: the largest that divides all dims
+    targets: tuple[str, ...] = ()  # patterns of the linears that are adapted; none: all inside the blocks
     noise_levels: int = 2  # R: times drawn for each generated LoRA, so that one generation serves several
     adaptation: str = "hywu"  # of `adaptation.KINDS`
     prompt_dropout: float = 0.0  # how often the instruction is left out
@@ -59,6 +62,8 @@ class HywuTrainingConfig:
         for name in ("rank", "d_model", "n_layers", "n_heads", "noise_levels", "wordings", "area"):
             if getattr(self, name) < 1:
                 raise HywuError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.segment < 0:
+            raise HywuError(f"segment is {self.segment}; it must be at least 1, or 0 for the default.")
         if self.photos is not None and self.photos < 1:
             raise HywuError(f"photos is {self.photos}; the closing measurement needs at least 1.")
         if not 0 <= self.prompt_dropout <= 1:
@@ -102,20 +107,28 @@ class HywuTask(AdaptingTask):
         self,
         name: str,
         config: HywuTrainingConfig,
-        world: WorldConfig,
+        world: WorldConfig | EmbeddedWorld,
         device: torch.device,
         seed: int,
         init: str | Path | None = None,
         compiled: bool = False,
     ) -> None:
-        """`init` is a generator file to start from; by default the generator starts at zero effect."""
+        """`init` is a generator file to start from; by default the generator starts at zero effect.
+
+        world: how much to see, or what several trainings see: it is costly to make.
+        """
         self.config = config
         self.backbone = EmbeddedBackbone.load(device=device)
         transformer = self.backbone.transformer
-        spec = LoraSpec.from_module(transformer, rank=config.rank, alpha=config.rank)
+        spec = LoraSpec.from_module(transformer, config.targets or None, rank=config.rank, alpha=config.rank)
         torch.manual_seed(seed)
         adaptation = make_adaptation(
-            config.adaptation, transformer, spec, config.generator(CONDITION_DIM), len(config.operations)
+            config.adaptation,
+            transformer,
+            spec,
+            config.generator(CONDITION_DIM),
+            len(config.operations),
+            TokenLayout.for_spec(spec, config.segment or None),
         )
         if init is not None:
             if config.adaptation != "hywu":
@@ -125,7 +138,10 @@ class HywuTask(AdaptingTask):
             name, transformer, adaptation, config.noise_levels, config.strength_penalty, compiled
         )
         self._run = torch.compile(self.backbone) if compiled else self.backbone
-        self.world = EmbeddedWorld(config.operations, world, device, seed)
+        if isinstance(world, WorldConfig):
+            world = EmbeddedWorld(config.operations, world, device, seed)
+        assert world.pool.operations == config.operations
+        self.world = world
         self._weights = torch.tensor(
             [config.base_share if OPS[name].split == "base" else 1.0 for name in config.operations],
             device=device,

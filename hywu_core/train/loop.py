@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -19,13 +19,13 @@ from ..errors import HywuError
 from ..generator import ParameterGenerator
 from .average import Average
 from .checkpoint import TrainState
-from .checkpoint_files import remove_all
+from .checkpoint_files import clear, require_storage
 from .config import TrainConfig
 from .gradients import clip
 from .interrupt import deferred_interrupt
 from .optimizer import make_optimizer, trained, update
 from .parallel import Parallel
-from .processes import AgreedError
+from .processes import AgreedError, Processes
 from .progress import training_bar
 from .report import Readings, StepReport
 from .share import Share
@@ -92,6 +92,9 @@ class Watch(Protocol):
     def on_show(self, step: int, shown: Shown) -> None:
         """Called with what the task shows of itself after some steps."""
 
+    def work(self, rows: int) -> AbstractContextManager:
+        """Around the loss and the backward pass of a micro-batch of `rows`, over all processes."""
+
 
 def train(
     task: Task,
@@ -112,6 +115,7 @@ def train(
     process that cannot be reached, with HywuError. Checkpoints that a finished run left in `out` are removed
     first, unless this run continues from one.
     """
+    require_storage()
     parallel = parallel or Parallel()
     device = resolve_device(config.device)
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
@@ -126,18 +130,30 @@ def train(
     average = Average(task.module, config.ema) if config.ema else None
     optimizer = make_optimizer(task.module, config)
     state = TrainState(task.module, optimizer, generator, [], average, parallel)
-    if resume:
-        state.restore(out)
+    with _all_answering(state, out, parallel):
         if parallel.main:
-            log.info("resuming %s at step %d of %d", task.name, state.step, config.steps)
-    else:
-        if parallel.main:
-            remove_all(out)
+            clear(out, keep=resume)
         parallel.barrier()
-    try:
+        if resume:
+            state.restore(out)
+            if parallel.main:
+                log.info("resuming %s at step %d of %d", task.name, state.step, config.steps)
         _Steps(task, config, state, out, parallel, watch).run(run)
+        if average is not None:
+            average.apply()
+        if task.shows_at_end or config.sample_every:
+            show(task, state.step, parallel, watch)
+        parallel.gather(task)
+    return state.losses
+
+
+@contextmanager
+def _all_answering(state: TrainState, out: Path, processes: Processes) -> Iterator[None]:
+    """Say in a sentence when a process does not answer; leave no checkpoint half written, however it ends."""
+    try:
+        yield
     except RuntimeError as error:
-        if not parallel.lost(error):
+        if not processes.lost(error):
             raise
         raise HywuError(
             f"A process of this run has ended or cannot be reached, near step {state.step + 1}; "
@@ -145,12 +161,6 @@ def train(
         ) from error
     finally:
         state.abandon()
-    if average is not None:
-        average.apply()
-    if task.shows_at_end or config.sample_every:
-        show(task, state.step, parallel, watch)
-    parallel.gather(task)
-    return state.losses
 
 
 def show(task: Task, step: int, parallel: Parallel, watch: Watch | None) -> None:
@@ -180,6 +190,7 @@ class _Steps:
         self._read_every = 1 if device == "cpu" else _SYNC_EVERY
         self._parameters = list(trained(state.optimizer))
         self._readings = Readings()
+        self._work = nullcontext if watch is None else watch.work
 
     def run(self, described: dict[str, object]) -> None:
         """Until the last step, or until somebody interrupts."""
@@ -203,7 +214,9 @@ class _Steps:
                 if stop:
                     break
                 if config.sample_every and (step + 1) % config.sample_every == 0:
+                    self._read()
                     show(self.task, step + 1, self.parallel, self.watch)
+                    self._readings.restart()
             state.settle()
 
     def _step(self, step: int) -> None:
@@ -212,9 +225,10 @@ class _Steps:
         losses, scalars = [], []
         for index in range(step * config.accumulate, (step + 1) * config.accumulate):
             batch = task.batch(config.micro_batch, state.generator, index)
-            with self._autocast:
-                loss = task.loss(batch, state.generator)
-            (loss / config.accumulate).backward()
+            with self._work(config.micro_batch):
+                with self._autocast:
+                    loss = task.loss(batch, state.generator)
+                (loss / config.accumulate).backward()
             losses.append(loss.detach())
             scalars.append(task.scalars)
         self.parallel.average_gradients(self._parameters)

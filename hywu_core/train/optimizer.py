@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -48,9 +49,14 @@ def update(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> 
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-    if config.weights == "bf16":
-        torch.manual_seed((config.seed * _PER_STEP + step) % 2**63)
-    optimizer.step()
+    if config.weights != "bf16":
+        optimizer.step()
+        return
+    torch.manual_seed((config.seed * _PER_STEP + step) % 2**63)
+    # torchao compiles the update of a parameter; on a CPU that takes longer than it saves.
+    on_cpu = next(trained(optimizer)).device.type == "cpu"
+    with torch.compiler.set_stance("force_eager") if on_cpu else nullcontext():
+        optimizer.step()
 
 
 def trained(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:

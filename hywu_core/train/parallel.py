@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
 from ..devices import resolve_device
 from ..errors import HywuError
@@ -27,17 +26,16 @@ from ..generator import ParameterGenerator
 from ..generator.model import KEEP_START_BYTES
 from ..generator.sequence import WHOLE
 from .processes import AgreedError, Processes
-from .sequence import DividedSequence
-from .sharding import blocks, recompute, shard, unshard
+from .sharding import blocks, can_shard, recompute, shard, unshard
 from .share import Share
+from .ulysses import read_alone, read_together
 
 if TYPE_CHECKING:
     from .config import TrainConfig
     from .loop import Task
 
-_TIMEOUT = timedelta(
-    minutes=30
-)  # for the slowest process to build its models, and for a hung one to be noticed
+# For the slowest process to build its models, and until one that hangs is noticed.
+_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,11 @@ def add_parallel_arguments(parse: argparse.ArgumentParser) -> None:
     """The arrangement on the command line; a resumed run may have another."""
     group = parse.add_argument_group("many processes", "under torchrun, one for each GPU")
     group.add_argument("--replicate", type=int, default=1, help="copies of all weights")
-    group.add_argument(
-        "--shard", type=int, default=0, help="processes that share them out (default: the rest)"
-    )
+    group.add_argument("--shard", type=int, default=0, help="processes that share them (default: the rest)")
     group.add_argument("--sequence", type=int, default=1, help="processes that write adapters together")
     group.add_argument("--ulysses", action="store_true", help="they also read images together")
     group.add_argument("--recompute", action="store_true", help="recompute activations, block by block")
-    group.add_argument(
-        "--compile-blocks", action="store_true", help="compile generator and backbone by blocks"
-    )
+    group.add_argument("--compile-blocks", action="store_true", help="compile all models, block by block")
 
 
 def parallel_config(arguments: argparse.Namespace) -> ParallelConfig:
@@ -132,6 +126,8 @@ class Parallel(Processes):
         kind = resolve_device(device).type
         if kind not in ("cpu", "cuda"):
             raise HywuError(f"{world} processes cannot train together on '{kind}'; use cuda or cpu.")
+        if torch.device(device if device != "auto" else kind).index is not None:
+            raise HywuError(f"{world} processes cannot share '{device}'; say cuda, and each gets its own.")
         if kind == "cuda":
             place, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
             if place >= there:
@@ -142,9 +138,14 @@ class Parallel(Processes):
         try:
             yield cls(config)
         except (AgreedError, KeyboardInterrupt):
-            dist.destroy_process_group()
+            _part()
             raise
-        dist.destroy_process_group()  # after another error the others may never answer
+        _part()  # after another error the others may never answer
+
+    def leave(self) -> None:
+        """Part from the others before the end: what follows is done by each process for itself."""
+        if self.world > 1:
+            _part()
 
     @property
     def share(self) -> Share:
@@ -161,20 +162,32 @@ class Parallel(Processes):
             self._prepare(module)
         if self.world == 1:
             return
+        from torch.distributed.device_mesh import init_device_mesh
+
+        from .sequence import DividedSequence
+
         for parameter in task.module.parameters():  # equal seeds may differ on unequal machines
             dist.broadcast(parameter.detach(), 0)
-        kind = next(task.module.parameters()).device.type
+        kind = resolve_device(config.device).type
         inner = self.config.shard * self.config.sequence
         mesh = init_device_mesh(kind, (self.config.replicate, inner), mesh_dim_names=("replicate", "shard"))
-        teams = (self.world // self.config.sequence, self.config.sequence)
-        team = init_device_mesh(kind, teams, mesh_dim_names=("team", "sequence"))["sequence"]
+        teams = (self.world // self.config.sequence, 1, self.config.sequence)
+        team = init_device_mesh(kind, teams, mesh_dim_names=("team", "ring", "ulysses"))
+        for module in self._readers(task):
+            read_together(module, team)
         for module in task.sharded:
             if isinstance(module, ParameterGenerator):
                 module.keep_start_bytes = 0  # sharded weights do not count how often they are written
-                module.sequence = DividedSequence(team) if self.config.sequence > 1 else WHOLE
+                module.sequence = DividedSequence(team["ulysses"]) if self.config.sequence > 1 else WHOLE
             shard(module, mesh, torch.bfloat16 if config.precision == "bf16" else None)
-        for module in task.frozen if inner > 1 else ():
-            shard(module, mesh)
+        for module in task.frozen:
+            if inner > 1 and can_shard(module):
+                shard(module, mesh)
+
+    def _readers(self, task: Task) -> list[nn.Module]:
+        """The transformers whose images a team reads together."""
+        modules = (*task.sharded, *task.frozen) if self.config.ulysses and self.world > 1 else ()
+        return [module for module in modules if not isinstance(module, ParameterGenerator)]
 
     def _prepare(self, module: nn.Module) -> None:
         if isinstance(module, ParameterGenerator):
@@ -196,7 +209,14 @@ class Parallel(Processes):
         task.share = Share()
         if self.world == 1:
             return
+        for module in self._readers(task):
+            read_alone(module)
         for module in (*task.sharded, *task.frozen):
             unshard(module, keep=self.main)
             if isinstance(module, ParameterGenerator):
                 module.sequence, module.keep_start_bytes = WHOLE, KEEP_START_BYTES
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

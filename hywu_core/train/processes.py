@@ -31,9 +31,14 @@ def one_speaks(*agreed: type[HywuError]) -> Iterator[None]:
     try:
         yield
     except (AgreedError, KeyboardInterrupt, *agreed) as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if first_process():
             raise
         raise SystemExit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else BAD_INPUT) from error
+
+
+def first_process() -> bool:
+    """Whether this is the first process that torchrun started, or the only one; known from the start."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 class Processes:
@@ -89,9 +94,16 @@ class Processes:
         """The mean over the processes of the gradients of parameters that each of them holds in full."""
         if self.world == 1:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None and not hasattr(p, "full_tensor")]
-        if not gradients:
+        whole = [p for p in parameters if p.requires_grad and not hasattr(p, "full_tensor")]
+        used = torch.tensor([p.grad is not None for p in whole], dtype=torch.int32)
+        dist.all_reduce(used, dist.ReduceOp.MAX)  # what no process has a gradient for is left without one
+        whole = [p for p, somewhere in zip(whole, used.tolist(), strict=True) if somewhere]
+        if not whole:
             return
+        for parameter in whole:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in whole]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         parts = flat.div_(self.world).split([gradient.numel() for gradient in gradients])

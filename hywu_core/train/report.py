@@ -43,6 +43,10 @@ class Readings:
         numbers = [x.detach().float().reshape(()) for x in (loss, grad_norm, *scalars.values())]
         self._unread.append((lr, rows, torch.stack([x.to(loss.device) for x in numbers])))
 
+    def restart(self) -> None:
+        """Begin to measure the time of the next step now."""
+        self._since = time.perf_counter()
+
     def numbers(self) -> Tensor:
         """What this process has not read yet, on the CPU: a row of float64 for every step."""
         values = [numbers for *_, numbers in self._unread]

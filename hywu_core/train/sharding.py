@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,6 +24,14 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
+def can_shard(module: nn.Module) -> bool:
+    """Whether a module's weights are plain numbers; quantised ones stay whole on each process."""
+    return all(
+        type(p) is nn.Parameter and type(p.data) is torch.Tensor and p.is_floating_point()
+        for p in module.parameters()
+    )
+
+
 def shard(module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
     """Cut up every block of a module, and then the rest of it, over the last dimension of the mesh.
 
@@ -33,6 +42,8 @@ def shard(module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None)
 
     # Inputs are not cast: tables of rotations among them need their float32.
     policy = MixedPrecisionPolicy(dtype, torch.float32 if dtype else None, cast_forward_inputs=False)
+    # Nothing here is written into in place while gradients are recorded.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     for part in (*blocks(module), module):
         fully_shard(part, mesh=mesh, mp_policy=policy)
 
@@ -47,7 +58,7 @@ def unshard(module: nn.Module, keep: bool) -> None:
 
     for part in module.modules():
         if isinstance(part, FSDPModule):
-            part.reshard()  # what was last run without a backward pass still has its weights together
+            part.reshard()  # a pass without gradients leaves some weights whole, in another precision
     for part in list(module.modules()):
         for name, parameter in list(part.named_parameters(recurse=False)):
             if isinstance(parameter.data, DTensor):

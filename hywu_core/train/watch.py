@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..images import save_image, sheet
+from ..measure import Matmul, matmul_ceiling
 from ..storage import atomic_path
 from .report import StepReport
 from .shown import Shown
@@ -25,15 +29,14 @@ class RunWatch:
     tensorboard/: both, for TensorBoard, where that is installed.
     """
 
-    def __init__(
-        self, out: Path, first_step: int, flops_per_row: float = 0.0, peak_flops: float = 0.0
-    ) -> None:
+    def __init__(self, out: Path, first_step: int, peak_flops: float = 0.0) -> None:
         """`first_step`: the steps already done; what was noted of later ones is forgotten, they come again.
 
-        flops_per_row, peak_flops: operations of a row, forward and backward, and what the devices together
-        could do in a second; where both are known, their share is noted as "mfu".
+        peak_flops: what this process's device could do in a second; where that is known, the share of it that
+        goes into a step's products, forward, backward and recomputed, is noted as "mfu".
         """
-        self.out, self._flops, self._peak = out, flops_per_row, peak_flops
+        self.out, self._peak = out, peak_flops
+        self._flops_per_row = 0.0  # of this process, for each row of the step
         _keep_steps(out / METRICS, first_step)
         self._metrics = (out / METRICS).open("a", encoding="utf-8")
         self._board = None
@@ -54,11 +57,24 @@ class RunWatch:
         }
         if "tokens_per_row" in numbers:
             numbers["tokens_per_second"] = per_second * numbers.pop("tokens_per_row")
-        if self._flops and self._peak:
-            numbers["mfu"] = per_second * self._flops / self._peak
+        if self._flops_per_row:
+            numbers["mfu"] = per_second * self._flops_per_row / self._peak
         if (memory := memory_bytes()) is not None:
             numbers["memory_gb"] = memory / 1e9
         self._note(report.step, numbers)
+
+    @contextmanager
+    def work(self, rows: int) -> Iterator[None]:
+        """Count what a micro-batch of `rows`, over all processes, takes of this one; once is enough.
+
+        Products inside compiled code are not seen: no share is noted then.
+        """
+        if self._flops_per_row or not self._peak:
+            yield
+            return
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self._flops_per_row = counter.get_total_flops() / rows
 
     def on_show(self, step: int, shown: Shown) -> None:
         """Note what was shown after a step, and keep the pictures."""
@@ -87,6 +103,17 @@ class RunWatch:
         self._metrics.close()
         if self._board is not None:
             self._board.close()
+
+
+def device_peak(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large plain product in a run's precision, measured: what "mfu" is a share of.
+
+    On a GPU only; 0 elsewhere, where other programs move it more than training does.
+    """
+    if device.type != "cuda":
+        return 0.0
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return max(matmul_ceiling([Matmul(8192, 8192, 8192)], device, dtype, rounds=3).values())
 
 
 def memory_bytes() -> int | None:

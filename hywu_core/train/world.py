@@ -26,6 +26,7 @@ from ..embedded.text import EmbeddedTextEncoder
 from ..errors import HywuError
 from ..lora import Adapter
 from ..pipeline import DEFAULT_STEPS, HywuPipeline
+from .processes import first_process
 
 FULL_SIZES = ((256, 256), (256, 256), (224, 288), (288, 224), (192, 336), (336, 192), (208, 304), (304, 208))
 
@@ -58,7 +59,9 @@ class EmbeddedWorld:
         self.autoencoder = TinyAutoencoder.load(device=device)
         self.text_encoder = EmbeddedTextEncoder.load().to(device)
         generator = torch.Generator(device).manual_seed(seed)
-        with tqdm(total=config.crops * len(config.sizes), desc="encoding exact edits", unit="crop") as bar:
+        crops = config.crops * len(config.sizes)
+        quiet = not first_process()  # every process makes the same pool
+        with tqdm(total=crops, desc="encoding exact edits", unit="crop", disable=quiet) as bar:
             photos = [photo.to(device) for photo in load_tensors("train")]
             self.pool = LatentPool(
                 photos, operations, self.autoencoder, config.sizes, config.crops, generator, bar.update
@@ -134,6 +137,7 @@ def judge(
     """Edit every case (in batches of one photograph, hence one size) and compare with the exact results.
 
     write: another way to an adapter for a batch of cases than the pipeline's generator.
+    seed: of the noise the sampler starts from.
     """
     judged = []
     ordered = sorted(cases, key=lambda case: case.photo)

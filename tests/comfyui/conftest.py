@@ -79,9 +79,10 @@ def _server(
     ):
         shutil.copy(world / f"{name}.safetensors", server.folder("models", kind))
     server.install_pack()
-    shutil.copy(
-        Path(__file__).with_name("trouble.py"), server.folder("custom_nodes") / "hywu_test_trouble.py"
-    )
+    for name in ("trouble", "hand_over"):
+        shutil.copy(
+            Path(__file__).with_name(f"{name}.py"), server.folder("custom_nodes") / f"hywu_test_{name}.py"
+        )
     for path, name in (
         (BACKBONE, "backbone"),
         (AUTOENCODER, "autoencoder"),

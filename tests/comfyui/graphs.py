@@ -25,7 +25,43 @@ class Builder:
 
 
 @dataclass
-class EditGraph(Builder):
+class AdaptedGraph(Builder):
+    """A model with an adapter beside it, sampled; heirs set `model`, `conditioning` and `latent`."""
+
+    cfg: float = 1.0
+    seed: int = 7
+    steps: int = 3
+
+    def save(self, adapter: Link, prefix: str, **settings: Any) -> str:
+        """Save an adapter; the id of the node, whose "text" are the names."""
+        usual = {"destination": "loras", "format": "LoRA file", "strength": 1.0, "dtype": "as generated"}
+        usual |= {"index": 0, "include_prompt": False, "filename_prefix": prefix}
+        return self.add("HYWU_SaveAdapter", outputs=0, adapter=adapter, **(usual | settings))
+
+    def apply(self, adapter: Link, model: Link | None = None, **settings: Any) -> Link:
+        """The model, or another one, with an adapter beside it."""
+        usual = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "branch": "both", "mode": "auto"}
+        return self.add("HYWU_ApplyLoRA", model=model or self.model, adapter=adapter, **(usual | settings))
+
+    def sampled(self, model: Link) -> Link:
+        """The latents that KSampler makes with this model."""
+        return self.add(
+            "KSampler",
+            model=model,
+            positive=self.conditioning,
+            negative=self.conditioning,
+            latent_image=self.latent,
+            seed=self.seed,
+            steps=self.steps,
+            cfg=self.cfg,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+        )
+
+
+@dataclass
+class EditGraph(AdaptedGraph):
     """The embedded edit: load, encode, sample; a test says what happens to the model between."""
 
     backbone: str = "random_backbone.safetensors"
@@ -33,9 +69,6 @@ class EditGraph(Builder):
     image: str = "photo.png"
     prompt: str = "make it brighter"
     batch: int = 1
-    cfg: float = 1.0
-    seed: int = 7
-    steps: int = 3
 
     def __post_init__(self) -> None:
         self.model = self.add("UNETLoader", unet_name=self.backbone, weight_dtype="default")
@@ -54,30 +87,6 @@ class EditGraph(Builder):
         condition = self.add("HYWU_Condition", generator=loaded, image=self.photo, prompt=self.prompt)
         return tuple(self.add("HYWU_GenerateLoRA", outputs=2, generator=loaded, condition=condition))
 
-    def save(self, adapter: Link, prefix: str, **settings: Any) -> str:
-        """Save an adapter; the id of the node, whose "text" are the names."""
-        usual = {"destination": "loras", "format": "LoRA file", "strength": 1.0, "dtype": "as generated"}
-        usual |= {"index": 0, "include_prompt": False, "filename_prefix": prefix}
-        return self.add("HYWU_SaveAdapter", outputs=0, adapter=adapter, **(usual | settings))
-
-    def apply(self, adapter: Link, model: Link | None = None, **settings: Any) -> Link:
-        """The model, or another one, with an adapter beside it."""
-        usual = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "branch": "both", "mode": "auto"}
-        return self.add("HYWU_ApplyLoRA", model=model or self.model, adapter=adapter, **(usual | settings))
-
     def sample(self, model: Link) -> str:
         """Sample with this model; the id of a Save Latent node."""
-        samples = self.add(
-            "KSampler",
-            model=model,
-            positive=self.conditioning,
-            negative=self.conditioning,
-            latent_image=self.latent,
-            seed=self.seed,
-            steps=self.steps,
-            cfg=self.cfg,
-            sampler_name="euler",
-            scheduler="simple",
-            denoise=1.0,
-        )
-        return self.add("SaveLatent", outputs=0, samples=samples, filename_prefix="latents/test")
+        return self.add("SaveLatent", outputs=0, samples=self.sampled(model), filename_prefix="latents/test")

@@ -72,3 +72,15 @@ def test_a_note_says_what_it_is_and_that_large_models_have_no_generator_yet(path
     embedded = "All models here come with the pack" in text
     assert embedded or "No generator for this model has been published yet" in text
     assert embedded or text.count("https://") >= 3
+
+
+def test_the_sources_of_2511_get_the_time_step_it_learned_with():
+    workflow = read_workflow(next(path for path in WORKFLOWS if path.stem == "qwen_image_edit_2511"))
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    (sampler,) = (node for node in workflow["nodes"] if node["type"] == "KSampler")
+    sources = {link: source for link, source, *_ in workflow["links"]}
+    for socket in sampler["inputs"]:
+        if socket["type"] == "CONDITIONING":
+            method = nodes[sources[socket["link"]]]
+            assert method["type"] == "FluxKontextMultiReferenceLatentMethod"
+            assert method["widgets_values"] == ["index_timestep_zero"]

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from hywu_core.bench.measure import peak_extra_bytes
 from hywu_core.conditions import Condition
 from hywu_core.generator import GeneratorConfig, ParameterGenerator
 from hywu_core.generator.memory import memory_plan
 from hywu_core.generator.quantize import quantize_generator
 from hywu_core.lora import Band, LoraSpec, ModuleShape
+from hywu_core.measure import peak_extra_bytes
 from hywu_core.tokens import TokenLayout
 
 from ..released import RELEASED_BAND

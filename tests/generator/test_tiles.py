@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hywu_core.bench.measure import peak_extra_bytes
 from hywu_core.conditions import Condition
 from hywu_core.generator import GeneratorConfig, ParameterGenerator
 from hywu_core.generator.tiles import columns, spans, whole_layers
 from hywu_core.lora import Band, LoraSpec, ModuleShape
+from hywu_core.measure import peak_extra_bytes
 from hywu_core.tokens import TokenLayout
 
 from .test_model import assert_same, weighted_sum

@@ -94,6 +94,14 @@ def test_the_header_says_what_it_is_and_where_it_comes_from(tmp_path):
     assert load_adapter(path).provenance["base"] == "flux-x"
 
 
+def test_a_lora_of_longcat_does_not_pass_for_one_of_flux(tmp_path):
+    adapter = adapter_of(provenance={"base": "meituan-longcat/LongCat-Image-Edit"})
+    with safe_open(save_adapter(adapter, tmp_path / "x.safetensors"), "pt") as file:
+        header = file.metadata()
+    assert header["modelspec.architecture"] == "LongCat-Image-Edit/lora"
+    assert header["ss_base_model_version"] == "longcat_image"
+
+
 QWEN_NAMES = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.img_mod.1")
 
 

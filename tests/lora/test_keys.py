@@ -185,18 +185,21 @@ def test_a_file_of_another_backbone_is_written_in_the_format_it_came_in():
 
 
 @pytest.mark.parametrize(
-    ("base", "architecture", "name"),
+    ("base", "architecture", "name", "version"),
     [
-        ("Qwen/Qwen-Image", QWEN_IMAGE, "Qwen-Image/lora"),
-        ("Qwen/Qwen-Image-Edit", QWEN_IMAGE, "Qwen-Image-Edit/lora"),
-        ("Qwen/Qwen-Image-Edit-2509", QWEN_IMAGE, "Qwen-Image-Edit-Plus/lora"),
-        ("qwen_image_edit_2511_bf16", QWEN_IMAGE, "Qwen-Image-Edit-2511/lora"),
-        ("", QWEN_IMAGE, "Qwen-Image-Edit-Plus/lora"),
-        ("black-forest-labs/FLUX.1-Kontext-dev", FLUX, "Flux.1-dev/lora"),
+        ("Qwen/Qwen-Image", QWEN_IMAGE, "Qwen-Image/lora", "qwen_image"),
+        ("Qwen/Qwen-Image-Edit", QWEN_IMAGE, "Qwen-Image-Edit/lora", "qwen_image"),
+        ("Qwen/Qwen-Image-Edit-2509", QWEN_IMAGE, "Qwen-Image-Edit-Plus/lora", "qwen_image"),
+        ("qwen_image_edit_2511_bf16", QWEN_IMAGE, "Qwen-Image-Edit-2511/lora", "qwen_image"),
+        ("", QWEN_IMAGE, "Qwen-Image-Edit-Plus/lora", "qwen_image"),
+        ("black-forest-labs/FLUX.1-Kontext-dev", FLUX, "Flux.1-dev/lora", "flux1"),
+        ("meituan-longcat/LongCat-Image-Edit", FLUX, "LongCat-Image-Edit/lora", "longcat_image"),
+        ("longcat_image_edit", FLUX, "LongCat-Image-Edit/lora", "longcat_image"),
+        ("LongCat-Image", FLUX, "LongCat-Image/lora", "longcat_image"),
     ],
 )
-def test_headers_call_backbones_what_other_trainers_call_them(base, architecture, name):
-    assert architecture.modelspec_of(base) == name
+def test_headers_call_backbones_what_other_trainers_call_them(base, architecture, name, version):
+    assert architecture.header_of(base) == (name, version)
     attention = ["transformer_blocks.0.attn.to_q"]  # of FLUX or of Qwen-Image: the id says
     assert architecture_for(attention, base) is (architecture if base else None)
 

@@ -25,7 +25,10 @@ QUICK += ("--set", "sample_steps=2", "--set", "warmup=1")
 def write_data(
     root: Path, convention: Callable[..., tuple[Path, list]], controls: int = 1, count: int = 6
 ) -> Path:
-    """A data set in a convention: photographs, darker ones as targets, two different instructions."""
+    """A data set in a convention: photographs, darker ones as targets, two different instructions.
+
+    A second control is the photograph turned round.
+    """
     edits = [
         Edit(f"{name}_{number}", controls, ("make it darker", "less light, please")[number % 2])
         for number, name in enumerate(NAMES[:count])
@@ -33,8 +36,8 @@ def write_data(
     path, expected = convention(root, edits)
     for number, (target, sources, _) in enumerate(sorted(expected)):
         picture = photograph(NAMES[number % 4])
-        for source in sources:
-            picture.save(root / source)
+        for place, source in enumerate(sources):
+            picture.rotate(180 * place).save(root / source)
         ImageEnhance.Brightness(picture).enhance(0.5).save(root / target)
     return path
 

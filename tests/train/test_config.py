@@ -15,7 +15,8 @@ from hywu_core.train.world import WorldConfig
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("steps", 0), ("batch_size", 0), ("checkpoint_every", 0), ("warmup", -1)]
+    [("steps", 0), ("batch_size", 0), ("checkpoint_every", 0), ("warmup", -1), ("accumulate", 0)]
+    + [("accumulate", 5), ("ema", 1.0), ("ema", -0.1), ("ema", math.nan), ("weights", "fp8")]
     + [("lr", value) for value in (0.0, -1.0, math.nan, math.inf)]
     + [("grad_clip", math.nan), ("weight_decay", math.nan), ("weight_decay", -0.1)]
     + [("seed", -1), ("seed", 2**63), ("precision", "fp8"), ("device", "abacus"), ("device", "meta")],

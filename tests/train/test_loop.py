@@ -3,6 +3,8 @@
 import math
 import signal
 import threading
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -209,3 +211,122 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(tmp_path):
     with pytest.raises(HywuError, match="belongs to another model") as caught:
         train(other, CONFIG, tmp_path, RUN, resume=True)
     assert "\n" not in str(caught.value)
+
+
+class Table(Toy):
+    """Regression on the rows of a table, in order: small batches one after the other make a large one."""
+
+    rows = torch.randn(64, 4, generator=torch.Generator().manual_seed(3))
+
+    def batch(self, size, generator, index):
+        return self.rows[index * size : (index + 1) * size]
+
+    def loss(self, batch, generator):
+        loss = (self.module(batch[:, :3]) - batch[:, 3:]).square().mean()
+        self.scalars = {"twice": 2 * loss.detach()}
+        return loss
+
+
+class Told:
+    def __init__(self):
+        self.reports = []
+
+    def on_step(self, report):
+        self.reports.append(report)
+
+    def work(self, rows):
+        return nullcontext()
+
+
+def test_micro_batches_make_the_step_of_their_whole(tmp_path):
+    whole, parts = Table(), Table()
+    expected = train(whole, CONFIG, tmp_path, RUN)
+    losses = train(parts, replace(CONFIG, accumulate=4), tmp_path, RUN)
+    assert losses == pytest.approx(expected, abs=1e-6)
+    for one, other in zip(whole.module.parameters(), parts.module.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_every_step_is_told_in_order(tmp_path):
+    told = Told()
+    losses = train(Table(), replace(CONFIG, accumulate=2), tmp_path, RUN, watch=told)
+    assert [report.step for report in told.reports] == list(range(1, 7))
+    assert [report.loss for report in told.reports] == losses
+    assert [report.lr for report in told.reports] == [CONFIG.learning_rate(step) for step in range(6)]
+    for report in told.reports:
+        assert report.rows == CONFIG.batch_size
+        assert report.scalars["twice"] == pytest.approx(2 * report.loss)
+        assert report.grad_norm > 0
+        assert report.seconds > 0
+
+
+def test_what_is_exported_is_the_average_of_the_weights(tmp_path):
+    config, task = replace(CONFIG, ema=0.5), Toy()
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def spied(optimizer, *arguments):
+        result = step(optimizer, *arguments)
+        seen.append(task.module[0].weight.detach().clone())
+        return result
+
+    expected = task.module[0].weight.detach().clone()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", spied)
+        train(task, config, tmp_path, RUN)
+    for number, weight in enumerate(seen, start=1):
+        expected = expected.lerp(weight, 1 - min(0.5, (1 + number) / (10 + number)))
+    torch.testing.assert_close(task.module[0].weight.detach(), expected)
+    kept = checkpoint(tmp_path)  # what the run would go on from is not the average
+    assert torch.equal(kept["model.0.weight"], seen[-1])
+    torch.testing.assert_close(kept["average.0.weight"], expected)
+
+
+@pytest.mark.parametrize("settings", [{"ema": 0.9}, {"weights": "bf16", "precision": "bf16", "ema": 0.9}])
+def test_every_kind_of_run_continues_to_the_same_bits(tmp_path, settings):
+    if "weights" in settings:
+        pytest.importorskip("torchao")
+    config = replace(CONFIG, **settings)
+    (tmp_path / "whole").mkdir()
+    train(Toy(), config, tmp_path / "whole", RUN)
+    with pytest.raises(KeyboardInterrupt):
+        train(Toy(ctrl_c_at(3)), config, tmp_path, RUN)
+    train(Toy(), config, tmp_path, RUN, resume=True)
+    whole, resumed = checkpoint(tmp_path / "whole"), checkpoint(tmp_path)
+    assert resumed.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+    if "weights" in settings:
+        assert resumed["model.0.weight"].dtype == torch.bfloat16
+
+
+def test_what_a_crash_left_half_written_is_no_checkpoint_and_goes(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(Toy(ctrl_c_at(3)), CONFIG, tmp_path, RUN)
+    half = tmp_path / ".checkpoint-4.tmp"
+    half.mkdir()
+    (half / "shard-00007-model-00001-of-00001.safetensors").write_bytes(b"half")
+    train(Toy(), CONFIG, tmp_path, RUN, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-6"]
+    assert len(list((tmp_path / "checkpoint-6").iterdir())) == 2  # one shard, and what it is
+
+
+def test_sigterm_is_as_good_as_ctrl_c(tmp_path):
+    def act(step):
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return 1.0
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train(Toy(act), CONFIG, tmp_path, RUN)
+    assert len(checkpoint(tmp_path)["losses"]) == 3
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_torch_without_the_storage_is_told_which_one_has_it(tmp_path, monkeypatch):
+    import torch.distributed.checkpoint as dcp
+
+    monkeypatch.delattr(dcp, "HuggingFaceStorageWriter")
+    with pytest.raises(HywuError, match=r"torch 2\.8 or newer; this is torch"):
+        train(Toy(), CONFIG, tmp_path, RUN)

@@ -43,9 +43,22 @@ def test_every_step_is_a_line_and_a_point_in_tensorboard(tmp_path):
 
 
 def test_the_share_of_what_the_device_can_do(tmp_path):
-    with RunWatch(tmp_path, 0, flops_per_row=1e9, peak_flops=64e9) as watch:
+    weight = torch.randn(30, 20, requires_grad=True)
+    with RunWatch(tmp_path, 0, peak_flops=1e6) as watch:
+        for _ in range(2):  # counted once
+            with watch.work(rows=8):
+                (torch.randn(8, 30) @ weight).sum().backward()
         watch.on_step(report(1))
-    assert lines(tmp_path)[0]["mfu"] == 16 * 1e9 / 64e9
+    product = 2 * 8 * 30 * 20
+    assert lines(tmp_path)[0]["mfu"] == pytest.approx(2 * product / 0.5 / 1e6)  # forward and backward
+
+
+def test_nothing_is_counted_where_the_device_is_not_known(tmp_path):
+    with RunWatch(tmp_path, 0) as watch:
+        with watch.work(rows=8):
+            torch.randn(8, 30) @ torch.randn(30, 20)
+        watch.on_step(report(1))
+    assert "mfu" not in lines(tmp_path)[0]
 
 
 def test_pictures_are_a_png_and_an_image_in_tensorboard(tmp_path):

@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from hywu_core.cli import command
 from hywu_core.train.loop import train
 from hywu_core.train.parallel import Parallel, ParallelConfig
 from hywu_core.train.processes import one_speaks
-from tests.train.parallel.tiny import CONFIG, RUN, Tiny
+from tests.train.parallel.tiny import CONFIG, RUN, Tiny, TinyFlux
 
 
 def first_gradients(task, parallel, config) -> tuple[float, dict[str, torch.Tensor]]:
@@ -39,32 +40,46 @@ def first_gradients(task, parallel, config) -> tuple[float, dict[str, torch.Tens
     return float(parallel.mean(torch.stack(losses).mean())), whole
 
 
+def size(module) -> float:
+    """One number for all weights."""
+    return sum(float(p.detach().double().abs().sum()) for p in module.parameters())
+
+
 class Told:
     """A watch that remembers."""
 
     def __init__(self) -> None:
-        self.reports = []
+        self.reports, self.shown = [], []
 
     def on_step(self, report) -> None:
         self.reports.append([report.step, report.loss, report.grad_norm, report.rows, report.scalars["rows"]])
 
+    def on_show(self, step, shown) -> None:
+        self.shown.append([step, shown.scalars["power"]])
 
-def steps(folder: Path, arrangement: dict, settings: dict) -> None:
+    def work(self, rows):
+        return nullcontext()
+
+
+def steps(folder: Path, arrangement: dict, settings: dict, task: str = "Tiny") -> None:
     """Gradients of the first step, then a whole run."""
+    make = {"Tiny": Tiny, "TinyFlux": TinyFlux}[task]
+    if task == "TinyFlux":  # diffusers asks which accelerator is a process's own, and does not use it
+        torch.accelerator.device_count = lambda: 1
     parallel, config = Parallel(ParallelConfig(**arrangement)), replace(CONFIG, **settings)
-    loss, gradients = first_gradients(Tiny(), parallel, config)
+    loss, gradients = first_gradients(make(), parallel, config)
     if parallel.main:
         (folder / "run").mkdir(parents=True)
         save_file({n: g.contiguous() for n, g in gradients.items()}, folder / "gradients.safetensors")
     parallel.barrier()
-    task, told = Tiny(), Told()
+    task, told = make(), Told()
     losses = train(task, config, folder / "run", RUN, parallel=parallel, watch=told)
     if parallel.main:
         task.attachment.remove()
-        out = task.model(torch.ones(2, 6)).tolist()  # whole again: nobody else calls
+        out = task.predict(torch.ones(2, 6)).tolist()  # whole again: nobody else calls
         weights = {n: w.detach().contiguous() for n, w in task.module.state_dict().items()}
         save_file(weights, folder / "weights.safetensors")
-        tell(folder, loss=loss, losses=losses, reports=told.reports, out=out)
+        tell(folder, loss=loss, losses=losses, reports=told.reports, out=out, shown=told.shown)
 
 
 def stopped(folder: Path, by: str, arrangement: dict) -> None:
@@ -92,11 +107,11 @@ def stopped(folder: Path, by: str, arrangement: dict) -> None:
 def resumed(folder: Path, source: str, arrangement: dict, n: int) -> None:
     """Continue the run of another job."""
     parallel = Parallel(ParallelConfig(**arrangement))
-    config = replace(CONFIG, steps=n)
-    losses = train(Tiny(), config, folder.parent / source / "run", RUN, True, parallel)
+    config, task = replace(CONFIG, steps=n, ema=0.9), Tiny()
+    losses = train(task, config, folder.parent / source / "run", RUN, True, parallel)
     if parallel.main:
         folder.mkdir()
-        tell(folder, losses=losses)
+        tell(folder, losses=losses, exported=size(task.module))
 
 
 def killed(folder: Path, at: int, n: int) -> None:
@@ -111,7 +126,7 @@ def killed(folder: Path, at: int, n: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return 1.0
 
-    train(Tiny(act), replace(CONFIG, steps=n), folder / "run", RUN, parallel=parallel)
+    train(Tiny(act), replace(CONFIG, steps=n, ema=0.9), folder / "run", RUN, parallel=parallel)
 
 
 def tell(folder: Path, rank: int = 0, **plain) -> None:

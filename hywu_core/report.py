@@ -1,4 +1,4 @@
-"""What a bench hands to people (a table) and to other programs (a JSON file)."""
+"""What a measurement hands to people (a table) and to other programs (a JSON file)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..errors import HywuError
-from ..storage import atomic_path
+from .errors import HywuError
+from .storage import atomic_path
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

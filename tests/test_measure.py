@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hywu_core.bench.measure import Matmul, Rounds, Spread, in_turns, matmul_ceiling, peak_extra_bytes
-from hywu_core.bench.report import megabytes, table
 from hywu_core.bench.sizes import SIZES, work
 from hywu_core.conditions import Condition
 from hywu_core.generator import ParameterGenerator
 from hywu_core.generator.release_config import read_config
+from hywu_core.measure import Matmul, Rounds, Spread, in_turns, matmul_ceiling, peak_extra_bytes
+from hywu_core.report import megabytes, table
 
 MIB = 2**20
 

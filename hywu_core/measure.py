@@ -1,4 +1,4 @@
-"""How the benches measure: time side by side, memory beyond what was there before, the matmul ceiling.
+"""Time side by side, memory beyond what was there before, the matmul ceiling: how all is measured here.
 
 Other programs disturb every clock, so what is compared is run in turns in one process, and a ratio is taken
 within each round: a slow moment of the machine hits both sides of it. On a busy CPU, processor time on one

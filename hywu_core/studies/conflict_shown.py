@@ -1,0 +1,117 @@
+"""Report and figure of the conflict study; the edits themselves are a sheet, as the paper's figure 8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .compared import HEADINGS, cells, gap, stands
+from .dots import dots
+from .frame import Result
+from .quality import MEASURES
+from .style import MARKERS, PALETTE, panel, sheet
+from .told import budget_told, rates_told
+
+_ORDER = ("base", "Single LoRA", "Shared LoRA", "SFT", "HY-WU")  # of the paper's figure 8
+
+
+def report(result: Result) -> str:
+    """The result as a page whose every number comes from it."""
+    learners = result["learners"]
+    pairs = "; ".join(f"{a} against {b}" for a, b in result["pairs"])
+    lines = [
+        "# Conflict",
+        "",
+        f"Pairs of operations that want the contrary, learned together: {pairs}.",
+        "",
+        budget_told(result),
+    ]
+    for title, names in result["tables"].items():
+        lines += ["", f"## The {title}", "", *_table(learners, ["base", *names])]
+    lines += ["", *_sentences(result), "", "## By operation", "", *_by_operation(result)]
+    lines += ["", "## Learning rates", "", *rates_told(result)]
+    lines += ["", "The edits themselves, in the order of the paper's figure 8: [edits.jpg](edits.jpg)."]
+    return "\n".join(lines) + "\n"
+
+
+def _table(learners: Result, names: list[str]) -> list[str]:
+    lines = [
+        f"| | trained parameters | seconds of a training | {HEADINGS} | over the base, dB "
+        "| HY-WU over it, dB |",
+        "|---|" + "---|" * (len(MEASURES) + 4),
+    ]
+    for name in names:
+        part = learners[name]
+        took = ("", "")
+        if part["records"]:
+            seconds = np.mean([record["seconds"] for record in part["records"]])
+            took = (f"{part['records'][0]['parameters']:,}", f"{seconds:.0f}")
+        gaps = [gap(part[key]["psnr"], "") if part[key] else "" for key in ("over_base", "hywu_over_it")]
+        lines.append(f"| {name} | {took[0]} | {took[1]} | {cells(part['mean'])} | {gaps[0]} | {gaps[1]} |")
+    return lines
+
+
+def _sentences(result: Result) -> list[str]:
+    """What the tables say, in words that follow from the intervals."""
+    learners = result["learners"]
+    said = []
+    for title, names in result["tables"].items():
+        found = "; ".join(
+            f"{stands(learners[name]['hywu_over_it']['psnr'])} {name} "
+            f"({gap(learners[name]['hywu_over_it']['psnr'])})"
+            for name in names
+            if name != "HY-WU"
+        )
+        said.append(f"With the {title}, HY-WU is {found}.")
+    spread = "; ".join(
+        f"{name} {', '.join(f'{mean:.1f}' for mean in learners[name]['by_seed'])}" for name in learners
+    )
+    return [" ".join(said), "", f"Mean PSNR of each seed, dB: {spread}."]
+
+
+def _by_operation(result: Result) -> list[str]:
+    learners = result["learners"]
+    names = list(learners)
+    lines = ["| PSNR, dB | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for pair in result["pairs"]:
+        for operation in pair:
+            values = [learners[name]["by_operation"][operation]["psnr"]["mean"] for name in names]
+            shown = [f"**{v:.1f}**" if v == max(values) else f"{v:.1f}" for v in values]
+            lines.append(f"| {operation} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def figure(result: Result, path: Path) -> None:
+    """PSNR of every operation, pair by pair; what each learner adds to the base, by every measure."""
+    learners = result["learners"]
+    large = [name for names in result["tables"].values() for name in names if name not in _ORDER]
+    names = [*_ORDER[:-1], *large, _ORDER[-1]]
+    looks = dict(zip([*_ORDER, *large], zip(PALETTE, MARKERS, strict=True), strict=False))
+    with sheet(path, 7.2, 5.6) as drawing:
+        grid = drawing.add_gridspec(2, len(MEASURES), height_ratios=(1.5, 1))
+        whole = panel(drawing.add_subplot(grid[0, :]), "a", "every operation, on held-out photographs")
+        operations = [operation for pair in result["pairs"] for operation in pair]
+        for row, name in enumerate(names):
+            values = [learners[name]["by_operation"][operation]["psnr"] for operation in operations]
+            offset = (row - (len(names) - 1) / 2) * 0.11
+            dots(whole, np.arange(len(operations)) + offset, values, *looks[name], label=name)
+        for boundary in range(2, len(operations), 2):
+            whole.axvline(boundary - 0.5, color="0.8", linewidth=0.6)
+        whole.set_xticks(range(len(operations)), [name.replace("_", " ") for name in operations])
+        whole.set_ylabel("PSNR to the exact result, dB")
+        whole.legend(ncols=min(4, len(names)), loc="lower center", bbox_to_anchor=(0.5, 1.08))
+        learned = names[1:]
+        for column, (key, measure) in enumerate(MEASURES.items()):
+            better = "more" if measure.more_is_better else "less"
+            axes = panel(
+                drawing.add_subplot(grid[1, column]),
+                "bcd"[column],
+                f"{measure.label} over the base ({better})",
+            )
+            axes.axvline(0, color="0.6", linewidth=0.6)
+            for row, name in enumerate(learned):
+                dots(axes, [-row], [learners[name]["over_base"][key]], *looks[name], sideways=True)
+            axes.set_yticks(
+                [-row for row in range(len(learned))], learned if column == 0 else [""] * len(learned)
+            )

@@ -33,10 +33,10 @@ def analyse(names: Sequence[str], taken: Sequence[dict[str, Tensor]], clusters: 
     families = [OPS[name].family for name in names]
     upper = np.triu_indices(len(names), 1)
     return {
-        "mean_cosine": pairs.mean.round(4).tolist(),
-        "low": pairs.low.round(4).tolist(),
-        "high": pairs.high.round(4).tolist(),
-        "conflict_ratio": pairs.conflict.round(4).tolist(),
+        "mean_cosine": lower_triangle(pairs.mean),
+        "low": lower_triangle(pairs.low),
+        "high": lower_triangle(pairs.high),
+        "conflict_ratio": lower_triangle(pairs.conflict),
         "clusters": labels.tolist(),
         "order": order.tolist(),
         "clusters_are_families": _agreement(labels, families, seed),
@@ -89,6 +89,19 @@ class _Pairs:
     def interval_of(self, i: int, j: int) -> Result:
         """Mean cosine of a pair and its interval."""
         return {key: float(getattr(self, key)[i, j]) for key in ("mean", "low", "high")}
+
+
+def lower_triangle(matrix: np.ndarray) -> list[list[float]]:
+    """A symmetric (O, O) matrix for JSON: row i is its first i + 1 numbers, to four digits."""
+    return [row[: i + 1].round(4).tolist() for i, row in enumerate(matrix)]
+
+
+def square(rows: Sequence[Sequence[float]]) -> np.ndarray:
+    """The symmetric (O, O) matrix of a `lower_triangle`."""
+    matrix = np.zeros((len(rows), len(rows)))
+    for i, row in enumerate(rows):
+        matrix[i, : i + 1] = matrix[: i + 1, i] = row
+    return matrix
 
 
 def off_diagonal(block: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from ..errors import HywuError
 from ..storage import atomic_path
 from ..train.hywu import file_sha256
 from . import QUESTIONS
-from .work import Work, revision
+from .work import Work
 
 Result = dict[str, Any]  # plain data, as JSON has it
 
@@ -109,7 +109,7 @@ def carry_out(
     code = {
         "hywu": __version__,
         "torch": torch.__version__,
-        "revisions": sorted(work.revisions | {revision()}),  # of every part; one, unless the run was resumed
+        "revisions": sorted(work.revisions),  # now and of every part; one, unless the run was resumed
     }
     head = {"study": name, "question": QUESTIONS[name], "command": command, "quick": quick}
     result = head | {"config": settings["config"], "code": code, "weights": settings["weights"]} | measured

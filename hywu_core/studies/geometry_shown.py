@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from .frame import Result
-from .statistics import cell
+from .statistics import cell, p_value
 from .style import MARKERS, PALETTE, panel, sheet
 
 _NAMES = {"factors": "flattened A and B, as in the paper", "updates": "the updates B A"}
@@ -47,7 +47,7 @@ def report(result: Result) -> str:
             if found["points"]:
                 lines.append(
                     f"| {_NAMES[kind]} | {name} | {cell(found['nearest'], digits=3)} | "
-                    f"{cell(found['random'], digits=3)} | {found['effect']:.2f} | {found['p']:.1e} |"
+                    f"{cell(found['random'], digits=3)} | {found['effect']:.2f} | {p_value(found['p'])} |"
                 )
     lines += ["", "## Clusters", "", f"K-means ({config['clusters']}) on what the generator is given:"]
     for kind, clusters in result["clusters"].items():
@@ -95,7 +95,7 @@ def _beside(beside: Result, config: Result) -> list[str]:
             f"By {_NAMES[kind]}, an optimised LoRA and the generated one of its pair have a cosine of "
             f"{cell(found['cosine_of_twins'], digits=3)}; the generated LoRA nearest to an optimised one, "
             f"each about its set's own mean, is of the same operation for "
-            f"{cell(hit['right'], 100, '%')} of them (by chance {hit['chance']:.1%}, p = {hit['p']:.1e})."
+            f"{cell(hit['right'], 100, '%')} of them (by chance {hit['chance']:.1%}, p = {hit['p']:.2g})."
         )
     return lines
 

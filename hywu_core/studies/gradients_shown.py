@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .cosines import off_diagonal, square
 from .frame import Result
 from .statistics import cell
 from .style import MARKERS, PALETTE, SIGNED, panel, sheet
@@ -102,8 +103,8 @@ def _sentences(part: Result, result: Result) -> list[str]:
 def figure(result: Result, path: Path) -> None:
     """Matrices as they are and reordered, three histograms, and what becomes of it all at the shared LoRA."""
     part = result["points"][_MAIN]
-    with sheet(path, 9.0, 13.2) as drawing:
-        tops = drawing.subfigures(3, 1, height_ratios=(3.9, 4.4, 4.4))
+    with sheet(path, 11.0, 14.4) as drawing:
+        tops = drawing.subfigures(3, 1, height_ratios=(4.6, 5.2, 4.6))
         families = _blocks(result["families"])
         everything = range(len(result["operations"]))
         _matrices(tops[0], part, everything, "ab", "by family", families)
@@ -135,14 +136,15 @@ def _matrices(
     names: Sequence[str] = (),
 ) -> None:
     """Mean cosines and conflict ratios side by side, in one order."""
-    order = list(order)
-    mean, conflict = (np.array(part[key])[np.ix_(order, order)] for key in ("mean_cosine", "conflict_ratio"))
-    reach = float(np.abs(np.array(part["mean_cosine"])[~np.eye(len(order), dtype=bool)]).max())
-    off = float(np.abs(np.array(part["conflict_ratio"]) - 0.5).max())
+    chosen = np.ix_(list(order), list(order))
+    mean, conflict = (square(part[key])[chosen] for key in ("mean_cosine", "conflict_ratio"))
+    # What lies beyond is nearly all on the diagonal; in its measure the rest would be white.
+    reach = float(np.quantile(np.abs(off_diagonal(mean)), 0.99))
+    off = float(np.abs(conflict - 0.5).max())
     left, right = drawing.subplots(1, 2)
     panel(left, letters[0], f"mean cosine, {how}")
     shown = left.imshow(mean, cmap=f"{SIGNED}_r", vmin=-reach, vmax=reach)
-    drawing.colorbar(shown, ax=left, shrink=0.7)
+    drawing.colorbar(shown, ax=left, shrink=0.7, extend="both")
     panel(right, letters[1], f"conflict ratio, {how}")
     shown = right.imshow(conflict, cmap=SIGNED, vmin=0.5 - off, vmax=0.5 + off)
     drawing.colorbar(shown, ax=right, shrink=0.7)
@@ -154,7 +156,7 @@ def _matrices(
         axes.tick_params(length=1.5)
         axes.set_xticks(middles, labels, rotation=30, ha="right")
         if names:
-            axes.set_yticks(range(len(names)), names, fontsize=4.2)
+            axes.set_yticks(range(len(names)), names, fontsize=3.9)
         else:
             axes.set_yticks(middles, labels)
 
@@ -201,7 +203,7 @@ def _kinds(axes: Axes, letter: str, points: Result) -> None:
 
 def _scatter(axes: Axes, letter: str, points: Result) -> None:
     """Every pair of operations: its mean cosine at the start and at the shared LoRA."""
-    start, shared = (np.array(points[name]["mean_cosine"]) for name in ("start", "shared"))
+    start, shared = (square(points[name]["mean_cosine"]) for name in ("start", "shared"))
     upper = np.triu_indices(len(start), 1)
     axes.scatter(start[upper], shared[upper], s=3, color=PALETTE[0], alpha=0.35, linewidths=0)
     axes.axhline(0, color="0.6", linewidth=0.8)
@@ -227,5 +229,6 @@ def _within(axes: Axes, letter: str, result: Result) -> None:
             )  # fmt: skip
     axes.set_xticks(positions, list(result["points"]))
     axes.set(ylabel="mean cosine", xlim=(-0.6, len(positions) - 0.4))
-    axes.legend()
+    axes.margins(y=0.22)
+    axes.legend(loc="upper right")
     panel(axes, letter, "within an operation")

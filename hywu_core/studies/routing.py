@@ -37,7 +37,7 @@ class RoutingConfig(StudyConfig):
 
     photos: int = option(4, "held-out photographs, at most", quick=1)
     wordings: int = option(2, "phrases of each operation, language and split", quick=1)
-    every: int = option(1, "ask for every so many-th operation; all stay candidates", quick=3)
+    every: int = option(1, "ask for every so many-th operation; all stay candidates", quick=5)
     steps: int = option(8, "sampling steps", quick=4)
 
     def __post_init__(self) -> None:

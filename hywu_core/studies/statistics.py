@@ -38,6 +38,11 @@ def cell(value: Interval, factor: float = 1.0, unit: str = "", digits: int = 1) 
     return f"{mean}{unit} [{low}, {high}]"
 
 
+def p_value(p: float) -> str:
+    """A p-value for a sentence; the smallest ones are no number any more."""
+    return f"{p:.1e}" if p > 0 else "≈ 0"
+
+
 def crossed_interval(values: np.ndarray, rounds: int = 2000) -> Interval:
     """Mean of `values` (seeds, photographs, ...) and its 95% interval, where both are a draw from many.
 

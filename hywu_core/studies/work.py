@@ -30,7 +30,7 @@ class Work:
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         """HywuError if there are parts made with other settings: they must not be mixed."""
         self.out, self.settings = out, dict(settings)
-        self.revisions: set[str] = set()
+        self.revisions = {revision()}  # asked now: results that are kept in the repository change it
         self._parts = out / "parts"
         path = self._parts / "settings.json"
         if not path.is_file():

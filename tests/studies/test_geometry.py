@@ -194,7 +194,7 @@ def test_the_page_works_by_keyboard_and_filters(page):
     page.evaluate("document.querySelector('#legend button').click()")
     assert 0 < page.evaluate(MARKS.format(".off")) < 12
     page.evaluate(
-        "document.getElementById('by').value = 'words';"
+        "document.getElementById('by').value = 'picture';"
         "document.getElementById('by').dispatchEvent(new Event('change'))"
     )
     assert page.evaluate(MARKS.format(".off")) == 0

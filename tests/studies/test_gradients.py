@@ -11,7 +11,7 @@ from hywu_core.backbones.embedded import EmbeddedBackbone
 from hywu_core.errors import HywuError
 from hywu_core.lora import LoraSpec
 from hywu_core.studies import gradients
-from hywu_core.studies.cosines import analyse, cluster, draw_parts, negative_share, off_diagonal
+from hywu_core.studies.cosines import analyse, cluster, draw_parts, negative_share, off_diagonal, square
 from hywu_core.studies.draws import Draws, EditMaker, row_losses
 from hywu_core.studies.frame import carry_out
 from hywu_core.studies.gradients import STUDY, GradientsConfig, row_gradients
@@ -123,15 +123,14 @@ def analysed():
 
 
 def test_conflicts_are_found_where_they_were_put(analysed):
-    mean, conflict = np.array(analysed["mean_cosine"]), np.array(analysed["conflict_ratio"])
+    mean, conflict = square(analysed["mean_cosine"]), square(analysed["conflict_ratio"])
     assert mean[0, 1] < -0.2
     assert conflict[0, 1] > 0.95
     assert mean[4, 5] > 0.2
     assert conflict[4, 5] < 0.05
     assert abs(mean[0, 6]) < 0.03
     assert 0.3 < conflict[0, 6] < 0.7
-    assert np.array_equal(mean, mean.T)
-    low, high = np.array(analysed["low"]), np.array(analysed["high"])
+    low, high = square(analysed["low"]), square(analysed["high"])
     assert (low <= mean + 1e-4).all()
     assert (mean <= high + 1e-4).all()
     kinds = {example["kind"]: set(example["pair"]) for example in analysed["examples"]}
@@ -165,7 +164,7 @@ def test_a_run_has_everything_of_both_points(found):
     out, result = found
     assert result["points"].keys() == {"start", "shared"}
     for part in result["points"].values():
-        assert np.array(part["mean_cosine"]).shape == (8, 8)
+        assert square(part["mean_cosine"]).shape == (8, 8)
         assert len(part["operations"]) == 8
     assert result["points"]["start"]["mean_cosine"] != result["points"]["shared"]["mean_cosine"]
     assert (out / "gradients.png").stat().st_size > 20_000

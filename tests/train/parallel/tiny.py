@@ -1,4 +1,4 @@
-"""A run of a second on any number of processes: a small generator bends a small frozen model of torch's own."""
+"""A run of a second on any number of processes: a small generator bends a small frozen model."""
 
 from __future__ import annotations
 

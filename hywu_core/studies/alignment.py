@@ -12,16 +12,13 @@ from functools import partial
 
 import torch
 
-from ..conditions import Condition
-from ..conditions.embedded import embedded_condition
 from ..errors import HywuError
 from ..generator import ParameterGenerator
 from ..lora import Adapter
 from ..lora.algebra import average, truncate_rank
 from ..pipeline import HywuPipeline
-from ..train.world import EditCase
 from .alignment_shown import figure, report
-from .compared import budget, by_seed, differences, gathered, means, stands
+from .compared import averaged, budget, by_seed, differences, gathered, means, stands
 from .frame import Result, Study, option
 from .lab import Lab, LabConfig, Learner, Trained
 from .misaligned import (
@@ -90,6 +87,7 @@ def run(config: AlignmentConfig, work: Work) -> Result:
         "rates": rates,
         "records": records,
         "energy": [unit["energy"] for unit in found["PG"]],
+        "mean_energy": averaged([unit["energy"] for unit in found["PG"]]),
         "variants": _compared(scores, (*TABLE, *CONTROLS)),
         "shuffle_over_average": differences(scores["Shuffle PG"], scores["Average PG"]),
         "claims": claims(scores),
@@ -176,7 +174,7 @@ def _shipped(lab: Lab) -> Result:
 def out_of_place(lab: Lab, pipeline: HywuPipeline, generator: ParameterGenerator, seed: int) -> Result:
     """Scores of a generator's LoRAs where they belong and, as "variants", out of place; their energy."""
     cases = lab.cases
-    written = generator(conditions_of(cases, pipeline))
+    written = generator(lab.conditions(pipeline))
     operations, photos = [case.operation for case in cases], [case.photo for case in cases]
     random = torch.Generator().manual_seed(seed)
     others = others_of_a_kind(operations, photos)
@@ -196,15 +194,6 @@ def out_of_place(lab: Lab, pipeline: HywuPipeline, generator: ParameterGenerator
         for name, adapter in variants.items()
     }
     return {"scores": scores.pop("PG"), "energy": energy(written, operations), "variants": scores}
-
-
-def conditions_of(cases: Sequence[EditCase], pipeline: HywuPipeline) -> Condition:
-    """The conditions of all cases (N, S, D)."""
-    found = []
-    for case in cases:
-        latents = pipeline.autoencoder.encode(case.source[None].to(pipeline.device))
-        found.append(embedded_condition(latents, pipeline.text_encoder.encode([case.prompt])))
-    return Condition.stack(found)
 
 
 STUDY = Study(AlignmentConfig, run, report, figure)

@@ -86,7 +86,7 @@ def _claims(claims: list[Result]) -> list[str]:
 def _why(result: Result) -> list[str]:
     """What the controls, and a generator that was trained for long, say about the table."""
     variants, shipped = result["variants"], result["shipped"]
-    lines = [f"{_energy_told('these generators', result['energy'])} {_costs_told(variants)}"]
+    lines = [f"{_energy_told('these generators', result['mean_energy'])} {_costs_told(variants)}"]
     failed = {claim["of"] for claim in result["claims"] if not claim["holds"]}
     if "Average PG" in failed:
         lines += [
@@ -116,12 +116,12 @@ def _why(result: Result) -> list[str]:
         "",
         *_claims(shipped["claims"]),
         "",
-        f"{_energy_told('this generator', [shipped['energy']])} {_costs_told(shipped['variants'])}",
+        f"{_energy_told('this generator', shipped['energy'])} {_costs_told(shipped['variants'])}",
     ]
 
 
-def _energy_told(whose: str, energy: list[Result]) -> str:
-    shares = {name: 100 * float(np.mean([each[name] for each in energy])) for name in energy[0]}
+def _energy_told(whose: str, energy: Result) -> str:
+    shares = {name: 100 * share for name, share in energy.items()}
     return (
         f"Of the mean squared norm of the LoRAs of {whose}, {shares['common']:.0f}% is common to all, "
         f"{shares['kind']:.0f}% tells the operations apart and {shares['instance']:.0f}% the edits of one "

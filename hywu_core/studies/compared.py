@@ -41,6 +41,11 @@ def by_seed(scores: Scores, measure: str = "psnr") -> list[float]:
     return np.asarray(scores[measure]).mean(axis=(1, 2)).round(3).tolist()
 
 
+def averaged(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Key by key."""
+    return {key: float(np.mean([part[key] for part in parts])) for key in parts[0]}
+
+
 def cells(values: Mapping[str, Interval]) -> str:
     """An interval of every measure, as cells of a table's row."""
     return " | ".join(cell(values[name], digits=measure.digits) for name, measure in MEASURES.items())

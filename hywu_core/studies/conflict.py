@@ -2,7 +2,7 @@
 
 Four pairs of operations that want the contrary are learned together, by one shared LoRA, by a LoRA for each
 operation, by the backbone itself and by a generator that writes a LoRA for every edit: with the same samples
-and steps, and again with as many trained parameters as the generator has.
+and steps, again with as many trained parameters as the generator has, and again for longer.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.photo_ops import OPS
 from ..images import save_sheet, to_pil, to_tensor
 from ..train.world import EditCase, held_out_cases
-from .compared import budget, by_seed, differences, gathered, means
+from .compared import averaged, budget, by_seed, differences, gathered, means
 from .conflict_shown import figure, report
 from .frame import Result, Study, option
 from .lab import Lab, LabConfig, Learner, Trained
+from .misaligned import energy
 from .work import Work
 
 PAIRS = (
@@ -44,11 +47,12 @@ SHEET = "edits.jpg"
 class ConflictConfig(LabConfig):
     """The budget, and how large the edits are that are shown."""
 
+    longer: int = option(3, "so many times the steps for a second comparison; 1: none", quick=1)
     shown_size: int = option(128, "pixels, as the side of a square, of the edits on the sheet", quick=64)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive("shown_size")
+        self.require_positive("longer", "shown_size")
 
 
 def run(config: ConflictConfig, work: Work) -> Result:
@@ -61,17 +65,32 @@ def run(config: ConflictConfig, work: Work) -> Result:
     rates: dict[str, Result] = {}
     units: dict[str, list[Result]] = {}
 
-    def learn(learner: Learner) -> None:
-        rates[learner.name], units[learner.name] = lab.learn(
-            learner, work, lambda trained: _measured(lab, trained, trained.record["seed"], shown)
+    def learn(learner: Learner, rate: Result | None = None, steps: int | None = None) -> None:
+        rate, units[learner.name] = lab.learn(
+            *(learner, work, lambda trained: _measured(lab, trained, trained.record["seed"], shown)),
+            *(rate, steps),
         )
+        rates[learner.name] = rate
 
     for learner in LEARNERS:
         learn(learner)
     large = matched(units, config.rank)
     for learner in large:
         learn(learner)
-    _save_sheet(shown, {"base": base[0], **{name: of[0] for name, of in units.items()}}, work.out / SHEET)
+    tables = {
+        "same samples and steps": _table([learner.name for learner in LEARNERS], units),
+        "same trained parameters": _table([*(learner.name for learner in large), "HY-WU"], units),
+    }
+    last = LEARNERS
+    if config.longer > 1:
+        last = [replace(learner, name=f"{learner.name}, long") for learner in LEARNERS]
+        for learner, short in zip(last, LEARNERS, strict=True):
+            learn(learner, rates[short.name], config.longer * config.steps)
+        tables[f"same samples and steps, {config.longer} times as many"] = _table(
+            [learner.name for learner in last], units
+        )
+    edits = {"frozen base": base[0]} | {learner.name: units[learner.name][0] for learner in last}
+    _save_sheet(shown, edits, work.out / SHEET)
 
     scores = {name: gathered([unit["scores"] for unit in of]) for name, of in units.items()}
     scores["base"] = gathered([unit["scores"] for unit in base])
@@ -79,16 +98,17 @@ def run(config: ConflictConfig, work: Work) -> Result:
     return {
         "pairs": [list(pair) for pair in PAIRS],
         "operations": list(OPERATIONS),
+        "known_to_base": [operation for operation in OPERATIONS if OPS[operation].split == "base"],
         "photographs": lab.n_photos,
         "cases": len(lab.cases),
-        "tables": {
-            "same samples and steps": [learner.name for learner in LEARNERS],
-            "same trained parameters": [learner.name for learner in large] + ["HY-WU"],
-        },
-        "budget": budget(list(records.values())),
+        "tables": tables,
+        "budget": tables["same samples and steps"]["budget"],
         "rates": rates,
         "learners": {
-            name: _learner(scores, name, records.get(name), large) for name in ("base", *units)
+            name: _learner(scores, name, records.get(name), large) for name in scores
+        },
+        "energy": {
+            name: averaged([unit["energy"] for unit in of]) for name, of in units.items() if "energy" in of[0]
         },
     }  # fmt: skip
 
@@ -118,6 +138,10 @@ def _measured(lab: Lab, trained: Trained | None, seed: int, shown: Sequence[Edit
     unit = {"scores": lab.scores(lab.judge_trained(trained) if trained else lab.base(seed))}
     if trained is not None:
         unit["record"] = trained.record
+        if trained.task.config.adaptation == "hywu":
+            with torch.no_grad():
+                written = trained.write(lab.cases, lab.conditions(trained.task.pipeline()))
+            unit["energy"] = energy(written, [case.operation for case in lab.cases])
     if seed == lab.config.seed:
         judged = lab.judge_trained(trained, shown) if trained else lab.base(seed, shown)
         unit["pictures"] = {each.case.operation: _as_text(each.result) for each in judged}
@@ -125,18 +149,29 @@ def _measured(lab: Lab, trained: Trained | None, seed: int, shown: Sequence[Edit
     return unit
 
 
+def _table(names: list[str], units: dict[str, list[Result]]) -> Result:
+    """Who is compared, the last with the others, and what it took them."""
+    return {
+        "learners": names,
+        "budget": budget([[unit["record"] for unit in units[name]] for name in names]),
+    }
+
+
 def _learner(
     scores: dict[str, Result], name: str, records: list[Result] | None, large: list[Learner]
 ) -> Result:
+    own = "HY-WU, long" if name.endswith(", long") else "HY-WU"
     columns = {operation: [i] for i, operation in enumerate(OPERATIONS)}
-    base = "base" if name != "base" else None
     return {
         "mean": means(scores[name]),
         "by_seed": by_seed(scores[name]),
-        "over_base": differences(scores[name], scores[base]) if base else None,
-        "hywu_over_it": differences(scores["HY-WU"], scores[name]) if name != "HY-WU" else None,
+        "over_base": differences(scores[name], scores["base"]) if name != "base" else None,
+        "hywu_over_it": differences(scores[own], scores[name]) if name != own else None,
         "by_operation": {operation: means(scores[name], column) for operation, column in columns.items()},
         "rank": next((learner.rank for learner in large if learner.name == name), None),
+        "seconds": averaged([{"seconds": each["seconds"]} for each in records])["seconds"]
+        if records
+        else None,
         "records": records,
         "scores": scores[name],
     }
@@ -144,16 +179,13 @@ def _learner(
 
 def _save_sheet(shown: Sequence[EditCase], units: dict[str, Result], path: Path) -> None:
     """The edits in the order of the paper's figure 8, a row for each operation."""
-    columns = {"base": "frozen base", **{learner.name: learner.name for learner in LEARNERS}}
     rows = []
     for case in shown:
-        edits = [_from_text(units[name]["pictures"][case.operation]) for name in columns]
-        told = ", ".join(
-            f"{said} {units[n]['shown_psnr'][case.operation]:.1f}" for n, said in columns.items()
-        )
-        rows.append((f"{case.prompt}   (dB: {told})", (case.source, *edits, case.target)))
+        pictures = [_from_text(unit["pictures"][case.operation]) for unit in units.values()]
+        told = ", ".join(f"{name} {unit['shown_psnr'][case.operation]:.1f}" for name, unit in units.items())
+        rows.append((f"{case.prompt}   (dB: {told})", (case.source, *pictures, case.target)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_sheet(rows, ("source", *columns.values(), "exact result"), path)
+    save_sheet(rows, ("source", *units, "exact result"), path)
 
 
 def _as_text(image: Tensor) -> str:

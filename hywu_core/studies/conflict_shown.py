@@ -11,7 +11,7 @@ from .dots import dots
 from .frame import Result
 from .quality import MEASURES
 from .style import MARKERS, PALETTE, panel, sheet
-from .told import budget_told, rates_told
+from .told import budget_told, rates_told, several
 
 _ORDER = ("base", "Single LoRA", "Shared LoRA", "SFT", "HY-WU")  # of the paper's figure 8
 
@@ -23,12 +23,16 @@ def report(result: Result) -> str:
     lines = [
         "# Conflict",
         "",
-        f"Pairs of operations that want the contrary, learned together: {pairs}.",
+        f"Pairs of operations that want the contrary, learned together: {pairs}. The base was pretrained on "
+        f"{' and '.join(result['known_to_base'])}; the others are new to it.",
         "",
         budget_told(result),
     ]
-    for title, names in result["tables"].items():
-        lines += ["", f"## The {title}", "", *_table(learners, ["base", *names])]
+    for title, table in result["tables"].items():
+        budget = table["budget"]
+        equal = "the same" if budget["equal"] else "NOT the same"
+        took = f"{several(budget['steps'])} steps, {several(budget['samples'])} edits, {equal} for all."
+        lines += ["", f"## The {title}", "", took, "", *_table(learners, ["base", *table["learners"]])]
     lines += ["", *_sentences(result), "", "## By operation", "", *_by_operation(result)]
     lines += ["", "## Learning rates", "", *rates_told(result)]
     lines += ["", "The edits themselves, in the order of the paper's figure 8: [edits.jpg](edits.jpg)."]
@@ -45,8 +49,7 @@ def _table(learners: Result, names: list[str]) -> list[str]:
         part = learners[name]
         took = ("", "")
         if part["records"]:
-            seconds = np.mean([record["seconds"] for record in part["records"]])
-            took = (f"{part['records'][0]['parameters']:,}", f"{seconds:.0f}")
+            took = (f"{part['records'][0]['parameters']:,}", f"{part['seconds']:.0f}")
         gaps = [gap(part[key]["psnr"], "") if part[key] else "" for key in ("over_base", "hywu_over_it")]
         lines.append(f"| {name} | {took[0]} | {took[1]} | {cells(part['mean'])} | {gaps[0]} | {gaps[1]} |")
     return lines
@@ -56,17 +59,22 @@ def _sentences(result: Result) -> list[str]:
     """What the tables say, in words that follow from the intervals."""
     learners = result["learners"]
     said = []
-    for title, names in result["tables"].items():
+    for title, table in result["tables"].items():
+        *others, own = table["learners"]
         found = "; ".join(
             f"{stands(learners[name]['hywu_over_it']['psnr'])} {name} "
             f"({gap(learners[name]['hywu_over_it']['psnr'])})"
-            for name in names
-            if name != "HY-WU"
+            for name in others
         )
-        said.append(f"With the {title}, HY-WU is {found}.")
+        said.append(f"With the {title}, {own} is {found}.")
     spread = "; ".join(
         f"{name} {', '.join(f'{mean:.1f}' for mean in learners[name]['by_seed'])}" for name in learners
     )
+    for name, energy in result["energy"].items():
+        said.append(
+            f"Of the mean squared norm of the LoRAs of {name}, {100 * energy['common']:.0f}% is common to all "
+            f"and {100 * energy['kind']:.0f}% tells operations apart."
+        )
     return [" ".join(said), "", f"Mean PSNR of each seed, dB: {spread}."]
 
 
@@ -85,10 +93,15 @@ def _by_operation(result: Result) -> list[str]:
 def figure(result: Result, path: Path) -> None:
     """PSNR of every operation, pair by pair; what each learner adds to the base, by every measure."""
     learners = result["learners"]
-    large = [name for names in result["tables"].values() for name in names if name not in _ORDER]
-    names = [*_ORDER[:-1], *large, _ORDER[-1]]
-    looks = dict(zip([*_ORDER, *large], zip(PALETTE, MARKERS, strict=True), strict=False))
-    with sheet(path, 7.2, 5.6) as drawing:
+    names = [
+        *_ORDER[:-1],
+        *(name for name in learners if name not in _ORDER and ", long" not in name),
+        "HY-WU",
+    ]
+    looks = dict(zip([*_ORDER, *names[4:-1]], zip(PALETTE, MARKERS, strict=True), strict=False))
+    long = [name for name in learners if ", long" in name]
+    looks |= {name: looks[name.removesuffix(", long")] for name in long}
+    with sheet(path, 7.2, 5.8 + 0.2 * len(long)) as drawing:
         grid = drawing.add_gridspec(2, len(MEASURES), height_ratios=(1.5, 1))
         whole = panel(drawing.add_subplot(grid[0, :]), "a", "every operation, on held-out photographs")
         operations = [operation for pair in result["pairs"] for operation in pair]
@@ -101,7 +114,7 @@ def figure(result: Result, path: Path) -> None:
         whole.set_xticks(range(len(operations)), [name.replace("_", " ") for name in operations])
         whole.set_ylabel("PSNR to the exact result, dB")
         whole.legend(ncols=min(4, len(names)), loc="lower center", bbox_to_anchor=(0.5, 1.08))
-        learned = names[1:]
+        learned = [*names[1:], *long]
         for column, (key, measure) in enumerate(MEASURES.items()):
             better = "more" if measure.more_is_better else "less"
             axes = panel(

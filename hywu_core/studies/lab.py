@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ..conditions import Condition
+from ..conditions.embedded import embedded_condition
 from ..devices import resolve_device
 from ..lora import Adapter
 from ..pipeline import HywuPipeline
@@ -199,15 +200,20 @@ class Lab:
         return Trained(task, record)
 
     def learn(
-        self, learner: Learner, work: Work, measure: Callable[[Trained], Result]
+        self,
+        learner: Learner,
+        work: Work,
+        measure: Callable[[Trained], Result],
+        rate: Result | None = None,
+        steps: int | None = None,
     ) -> tuple[Result, list[Result]]:
-        """The learning rate that was chosen, and `measure` of a training with each seed."""
-        rate = self.choose_rate(learner, work)
+        """The learning rate, chosen if none is given, and `measure` of a training with each seed."""
+        rate = rate or self.choose_rate(learner, work)
         return rate, [
             work.unit(
                 learner.name,
                 f"seed {seed}",
-                make=lambda seed=seed: measure(self.train(learner, seed, rate["lr"])),
+                make=lambda seed=seed: measure(self.train(learner, seed, rate["lr"], steps)),
             )
             for seed in self.seeds
         ]
@@ -261,6 +267,14 @@ class Lab:
         """Cases, by default all, edited with what was learned."""
         write = None if trained.task.config.adaptation == "sft" else trained.write
         return self.judge(trained.task.pipeline(), trained.record["seed"], write, cases)
+
+    def conditions(self, pipeline: HywuPipeline) -> Condition:
+        """The conditions of all cases (N, S, D)."""
+        found = []
+        for case in self.cases:
+            latents = pipeline.autoencoder.encode(case.source[None].to(pipeline.device))
+            found.append(embedded_condition(latents, pipeline.text_encoder.encode([case.prompt])))
+        return Condition.stack(found)
 
     def scores(self, judged: Iterable[Judged]) -> Result:
         """Each measure's table (P, O), a mean over the wordings."""

@@ -102,7 +102,7 @@ def run(config: ScalingConfig, work: Work) -> Result:
         scores = gathered([unit["scores"] for unit in units])
         records = [unit["record"] for unit in units]
         found[name] = costs[name] | {
-            "training_seconds": float(np.mean([record["seconds"] for record in records])),
+            "step_milliseconds": float(np.mean([1000 * r["seconds"] / r["steps"] for r in records])),
             "mean": means(scores),
             "over_base": differences(scores, of_base),
             "by_seed": by_seed(scores),
@@ -161,7 +161,9 @@ def costs_of(learners: Iterable[Learner]) -> dict[str, Result]:
             started = process_time()
             generator(condition)
             times[name].append(process_time() - started)
-    return {name: cost | {"seconds": statistics.median(times[name])} for name, cost in costs.items()}
+    return {
+        name: cost | {"milliseconds": 1000 * statistics.median(times[name])} for name, cost in costs.items()
+    }
 
 
 def _generator(learner: Learner, transformer: torch.nn.Module) -> ParameterGenerator:

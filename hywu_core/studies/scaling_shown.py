@@ -58,12 +58,11 @@ def _table(result: Result, points: list[Result]) -> list[str]:
     ]
     for point in points:
         part = result["settings"][point["setting"]]
-        steps = part["records"][0]["steps"]
         seeds = ", ".join(f"{a:.1f}" for a in part["by_seed"])
         lines.append(
             f"| {point['setting']} | {part['trained_parameters']:,} | {part['generated_parameters']:,} | "
-            f"{part['tokens']:,} | {part['gflop']:.2f} | {part['seconds'] * 1000:.0f} | "
-            f"{part['training_seconds'] / steps * 1000:.0f} | {gap(part['over_base']['psnr'], '')} | "
+            f"{part['tokens']:,} | {part['gflop']:.2f} | {part['milliseconds']:.0f} | "
+            f"{part['step_milliseconds']:.0f} | {gap(part['over_base']['psnr'], '')} | "
             f"{seeds} |"
         )
     return lines

@@ -72,8 +72,8 @@ def _sentences(result: Result) -> list[str]:
     )
     for name, energy in result["energy"].items():
         said.append(
-            f"Of the mean squared norm of the LoRAs of {name}, {100 * energy['common']:.0f}% is common to all "
-            f"and {100 * energy['kind']:.0f}% tells operations apart."
+            f"Of the mean squared norm of the LoRAs of {name}, {100 * energy['common']:.0f}% is common to "
+            f"all and {100 * energy['kind']:.0f}% tells operations apart."
         )
     return [" ".join(said), "", f"Mean PSNR of each seed, dB: {spread}."]
 

@@ -120,7 +120,7 @@ def figure(result: Result, path: Path) -> None:
             axes = panel(
                 drawing.add_subplot(grid[1, column]),
                 "bcd"[column],
-                f"{measure.label} over the base ({better})",
+                f"{measure.label}, over base ({better})",
             )
             axes.axvline(0, color="0.6", linewidth=0.6)
             for row, name in enumerate(learned):

@@ -29,6 +29,6 @@ def test_a_record_can_be_drawn_again_and_is_small(tmp_path, name):
     assert result["command"].startswith(f"python -m hywu_core.study {name}")
     assert result["code"]["revisions"]
     assert not any(revision.endswith("-dirty") for revision in result["code"]["revisions"])
-    sizes = {".json": 300_000, ".png": 400_000, ".html": 1_500_000, ".md": 30_000}
+    sizes = {".json": 300_000, ".png": 400_000, ".jpg": 500_000, ".html": 1_500_000, ".md": 30_000}
     for path in kept.glob("*.*"):
         assert path.stat().st_size <= sizes[path.suffix], path.name

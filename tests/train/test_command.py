@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -246,7 +247,11 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(wrong_files, monkeypatch, 
 @pytest.fixture
 def no_data(monkeypatch):
     """Building a task without the minutes of encoding its data."""
-    monkeypatch.setattr("hywu_core.train.hywu.EmbeddedWorld", lambda *arguments: None)
+
+    def world(operations, *_):
+        return SimpleNamespace(pool=SimpleNamespace(operations=operations))
+
+    monkeypatch.setattr("hywu_core.train.hywu.EmbeddedWorld", world)
 
 
 def planned(*arguments):

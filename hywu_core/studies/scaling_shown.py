@@ -17,7 +17,7 @@ _TITLES = {
     "size": "generator's depth and width",
     "rank": "rank of the LoRAs",
     "segment": "segment of the tokens",
-    "linears": "which linears are adapted",
+    "linears": "linears that are adapted",
 }
 _SHORT = {
     "size": "depth and width",

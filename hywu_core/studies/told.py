@@ -21,11 +21,13 @@ def budget_told(result: Result) -> str:
     """What every training took, and on what it was measured."""
     config, budget = result["config"], result["budget"]
     equal = "the same" if budget["equal"] else "NOT the same"
+    several_seeds = f"{config['seeds']} seeds, from {config['seed']} on"
+    seeds = several_seeds if config["seeds"] > 1 else f"one seed, {config['seed']}"
     return (
         f"There are {config['samples']} different samples of each operation, crops of {config['size']} "
         f"pixels of the training photographs; a training takes {several(budget['steps'])} steps and draws "
-        f"{several(budget['samples'])} edits, {equal} for all learners of a seed; {config['seeds']} seeds, "
-        f"from {config['seed']} on. Measured on {result['photographs']} held-out photographs, "
+        f"{several(budget['samples'])} edits, {equal} for all learners of a seed; {seeds}. "
+        f"Measured on {result['photographs']} held-out photographs, "
         f"{result['cases']} edits a training, against the exact result, {config['sampling']} sampling steps, "
         f"in wordings that were trained on. {MEASURED}"
     )
@@ -34,6 +36,9 @@ def budget_told(result: Result) -> str:
 def rates_told(result: Result) -> list[str]:
     """The search for each learner's rate."""
     if not result["config"]["search_steps"]:
+        chosen = sorted({rate["lr"] for rate in result["rates"].values()})
+        if len(chosen) == 1:
+            return [f"None was searched for; all have {chosen[0]:g}."]
         defaults = ", ".join(f"{name} {rate['lr']:g}" for name, rate in result["rates"].items())
         return [f"None were searched for; each kind has a default: {defaults}."]
     lines = [

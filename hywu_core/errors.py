@@ -3,3 +3,10 @@
 
 class HywuError(ValueError):
     """Bad input: the message is one clear sentence, shown as it is on the command line and on a red node."""
+
+
+def require_positive(config: object, *names: str) -> None:
+    """HywuError unless these fields of a config are at least 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise HywuError(f"{name} is {getattr(config, name)}; it must be at least 1.")

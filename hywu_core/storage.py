@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -118,6 +119,15 @@ def open_safetensors(path: str | os.PathLike[str]) -> Iterator[safetensors.safe_
             yield file
     except (OSError, safetensors.SafetensorError) as error:
         raise HywuError(f"{path} is not a complete safetensors file: {error}.") from error
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file's bytes; OSError where it cannot be read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def path_inside(folder: str | os.PathLike[str], name: str) -> Path:

@@ -22,7 +22,7 @@ from ..errors import HywuError
 from .folders import TRANSFORMER, ModelFolder, open_folder, read_json
 from .inputs import EditInputs, EditSample, collate
 from .loading import Parts, check_parts, load_transformer
-from .packing import PATCH, patchify, unpatchify
+from .packing import count_tokens, patchify, unpatchify
 from .sampling import euler
 from .schedule import FlowSchedule
 
@@ -183,8 +183,7 @@ class EditBackbone(nn.Module, ABC):
         self.check_controls(len(inputs.controls))
         arguments = self.arguments(x, time, inputs.to(self.device, self.dtype), guidance)
         out = self.transformer(**arguments, return_dict=False)[0]
-        n_tokens = x.shape[-2] * x.shape[-1] // PATCH**2
-        return unpatchify(out[:, :n_tokens], *x.shape[-2:])
+        return unpatchify(out[:, : count_tokens(x)], *x.shape[-2:])
 
     @abstractmethod
     def arguments(self, x: Tensor, time: Tensor, inputs: EditInputs, guidance: float) -> dict[str, Any]:
@@ -195,14 +194,16 @@ class EditBackbone(nn.Module, ABC):
         x = x.to(self.device, self.dtype)
         return torch.cat([patchify(x), *(patchify(control) for control in inputs.controls)], dim=1)
 
-    def check_controls(self, n: int) -> None:
-        """HywuError for a number of pictures that this model cannot edit with."""
-        fewest, most = self.n_controls
+    @classmethod
+    def check_controls(cls, n: int, said: str | None = None) -> None:
+        """HywuError for a number of pictures that this model cannot edit with; `said`: how it begins."""
+        fewest, most = cls.n_controls
         if n < fewest or (most is not None and n > most):
             allowed = (
                 str(fewest) if fewest == most else f"{fewest} to {'any number' if most is None else most}"
             )
-            raise HywuError(f"This edit has {n} pictures; the backbone {self.kind} takes {allowed}.")
+            said = said or f"This edit has {n} pictures"
+            raise HywuError(f"{said}; the backbone {cls.kind} takes {allowed}.")
 
     @torch.no_grad()
     def sample(
@@ -229,8 +230,7 @@ class EditBackbone(nn.Module, ABC):
                 return wanted
             return self.guide(wanted, self(x, time, negative, guidance).float(), cfg)
 
-        n_tokens = noise.shape[-2] * noise.shape[-1] // PATCH**2
-        return euler(velocity, start, self.schedule.sigmas(steps, n_tokens), on_step)
+        return euler(velocity, start, self.schedule.sigmas(steps, count_tokens(noise)), on_step)
 
     def guide(self, wanted: Tensor, unwanted: Tensor, cfg: float) -> Tensor:
         """Two velocities (B, Z, h, w) as one, by classifier-free guidance."""

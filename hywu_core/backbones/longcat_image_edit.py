@@ -46,8 +46,7 @@ class LongCatImageEditEncoders(KLEncoders):
     @torch.no_grad()
     def encode_text(self, prompt: str, controls: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """The picture at half its sides, then the prompt, padded to 512 tokens as the model learned it."""
-        if len(controls) != 1:
-            raise HywuError(f"This edit has {len(controls)} pictures; the backbone {self.kind} takes 1.")
+        LongCatImageEdit.check_controls(len(controls))
         try:
             embeds, _ = self.pipeline.encode_prompt(prompt=[prompt], image=self._as_seen(controls[0]))
         except TypeError as error:  # raised by diffusers' own warning that a prompt is cut

@@ -12,6 +12,11 @@ from torch import Tensor
 PATCH = 2
 
 
+def count_tokens(latents: Tensor) -> int:
+    """N, the tokens of latents (B, Z, h, w)."""
+    return latents.shape[-2] * latents.shape[-1] // PATCH**2
+
+
 def patchify(latents: Tensor) -> Tensor:
     """Latents (B, Z, h, w) to tokens (B, N, 4Z)."""
     return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH)

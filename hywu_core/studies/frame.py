@@ -20,9 +20,8 @@ from .. import __version__
 from ..devices import resolve_device
 from ..embedded import AUTOENCODER, BACKBONE, GENERATOR
 from ..embedded.text import TEXT_ENCODER
-from ..errors import HywuError
-from ..storage import atomic_path
-from ..train.hywu import file_sha256
+from ..errors import HywuError, require_positive
+from ..storage import atomic_path, file_sha256
 from . import QUESTIONS
 from .work import Work
 
@@ -52,9 +51,7 @@ class StudyConfig:
 
     def require_positive(self, *names: str) -> None:
         """HywuError unless these fields are at least 1."""
-        for name in names:
-            if getattr(self, name) < 1:
-                raise HywuError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        require_positive(self, *names)
 
     def require_between(self, name: str, low: int, high: int) -> None:
         """HywuError unless this field is from `low` to `high`."""

@@ -19,7 +19,7 @@ from ..errors import HywuError
 from ..storage import atomic_path
 from . import plan as planning
 from . import recipes
-from .check_data import add_arguments, check_data, plain_options, refuse_stray
+from .check_data import add_arguments, check_data, options_of, refuse_stray
 from .checkpoint_files import describe, newest
 from .config import TrainConfig
 from .loop import Task, train
@@ -77,7 +77,7 @@ def overrides(arguments: argparse.Namespace) -> dict[str, str]:
         if (path := getattr(arguments, name)) is not None and (name in _ALWAYS or Path(path).exists()):
             given[name] = str(Path(path).resolve())
     if arguments.data is not None:
-        given["data_options"] = plain_options(arguments)
+        given["data_options"] = options_of(arguments).to_dict()
     for assignment in arguments.set:
         name, equals, value = assignment.partition("=")
         if not equals:
@@ -170,14 +170,15 @@ def _run(planned: Plan, parallel: Parallel) -> int:
     config, out, run = planned.config, planned.out, planned.describe()
     task = planned.build(parallel)  # the long preparation of the data comes before anything is written
     run["data"] = task.about()
-    if planned.resume:
-        _check_same(out, describe(out).run.get("data", {}), run["data"])
+    before = describe(out) if planned.resume else None
+    if before is not None:
+        _check_same(out, before.run.get("data", {}), run["data"])
     if parallel.main:
         out.mkdir(parents=True, exist_ok=True)
         _write_text(out / "run.json", json.dumps(run, indent=2))
     parallel.barrier()
     try:
-        first = describe(out).step if planned.resume else 0
+        first = before.step if before is not None else 0
         peak = device_peak(resolve_device(config.device), config.precision) if parallel.main else 0.0
         with RunWatch(out, first, peak) if parallel.main else nullcontext() as watch:
             losses = train(task, config, out, run, planned.resume, parallel, watch)

@@ -6,6 +6,7 @@ h x w latents.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ..apply import Attachment, attach
 from ..conditions import Condition
+from ..errors import HywuError, require_positive
 from ..lora import Adapter
 from .adaptation import Adaptation, Generated
 from .loop import Task
@@ -39,6 +41,24 @@ class Edits:
     inputs: Inputs
 
 
+@dataclass(frozen=True)
+class AdaptingConfig:
+    """What every task that adapts a frozen backbone can be told."""
+
+    noise_levels: int = 1  # R: times drawn for each generated LoRA, so that one generation serves several
+    prompt_dropout: float = 0.0  # how often the instruction is left out
+    strength_penalty: float = 0.0  # weight of `objective.update_power` in the loss
+
+    def __post_init__(self) -> None:
+        require_positive(self, "noise_levels")
+        if not 0 <= self.prompt_dropout <= 1:
+            raise HywuError(f"prompt_dropout is {self.prompt_dropout}; it must be between 0 and 1.")
+        if not 0 <= self.strength_penalty < math.inf:
+            raise HywuError(
+                f"strength_penalty is {self.strength_penalty}; it must be a number that is not negative."
+            )
+
+
 class AdaptingTask(Task):
     """Only the adaptation moves, by default a generator; gradients reach it through the LoRA it wrote.
 
@@ -50,15 +70,13 @@ class AdaptingTask(Task):
         name: str,
         transformer: nn.Module,
         adaptation: Adaptation,
-        noise_levels: int = 1,
-        strength_penalty: float = 0.0,
+        config: AdaptingConfig,
         compiled: bool = False,
     ) -> None:
         """`transformer` is what the adaptation bends; `compiled` runs a generator through torch.compile."""
         self.name, self.transformer, self.adaptation = name, transformer, adaptation
         self.module = adaptation.module
-        self.noise_levels, self.strength_penalty = noise_levels, strength_penalty
-        self.compiled = compiled
+        self.config = config
         if self.module is not transformer:
             self.frozen = (transformer,)
         if compiled and isinstance(adaptation, Generated):
@@ -84,12 +102,12 @@ class AdaptingTask(Task):
 
     def conditions(self, rows: int) -> int:
         """C, of all processes, for so many rows of the backbone."""
-        return max(1, rows // self.noise_levels)
+        return max(1, rows // self.config.noise_levels)
 
     def loss(self, batch: Edits, generator: torch.Generator) -> Tensor:
         """Flow matching through the LoRA made for each condition, plus what holds the LoRA down."""
         adapter = self.adaptation.adapter(batch.condition, batch.tasks)
-        adapters, rows = self.share.pairs(len(batch.target), self.noise_levels)
+        adapters, rows = self.share.pairs(len(batch.target), self.config.noise_levels)
         if adapter is not None and adapter.batch == len(batch.target):
             adapter = adapter.select(adapters)
         self._adapt(adapter)
@@ -102,11 +120,11 @@ class AdaptingTask(Task):
             lambda time: self.shifted(time, batch.target),
         )
         self.scalars = {"tokens_per_row": torch.tensor(float(self.tokens_per_row(batch)))}
-        if adapter is None or not self.strength_penalty:
+        if adapter is None or not self.config.strength_penalty:
             return loss
         power = update_power(adapter)
         self.scalars |= {"flow_loss": loss.detach(), "update_power": power.detach()}
-        return loss + self.strength_penalty * power
+        return loss + self.config.strength_penalty * power
 
     def _adapt(self, adapter: Adapter | None) -> None:
         """Put the adapter on. It stays until the next one: the backward pass may run the backbone again."""

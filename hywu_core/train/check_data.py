@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,7 +16,7 @@ from ..data.paired.report import make_report
 from ..data.paired.scan import scan
 from ..errors import HywuError
 from ..images import check_file_path
-from ..storage import atomic_path
+from ..report import write_json
 
 _SIDE, _DIVISOR = 1024, 16  # buckets of the report: a square megapixel, the step of most backbones
 
@@ -100,19 +98,6 @@ def options_of(arguments: argparse.Namespace) -> Options:
     )
 
 
-def plain_options(arguments: argparse.Namespace) -> dict[str, object]:
-    """`options_of` as plain data, for a run folder; what is at its default is left out."""
-
-    def plain(value: object) -> object:
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]
-        return str(value.resolve()) if isinstance(value, Path) else value
-
-    given, default = options_of(arguments), Options()
-    values = ((field.name, getattr(given, field.name)) for field in fields(Options))
-    return {name: plain(value) for name, value in values if value != getattr(default, name)}
-
-
 def check_data(arguments: argparse.Namespace) -> int:
     """Print the report. HywuError with one sentence, after it, where the data set cannot be trained on."""
     if arguments.json is not None:
@@ -124,8 +109,7 @@ def check_data(arguments: argparse.Namespace) -> int:
     report = make_report(data, seen, buckets, arguments.allow_missing_controls)
     print(report.to_text(), flush=True)  # noqa: T201
     if arguments.json is not None:
-        with atomic_path(arguments.json) as temporary:
-            temporary.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.json, report.to_dict())
     if sentence := report.sentence():
         raise HywuError(sentence)
     return 0

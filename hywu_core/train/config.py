@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from ..devices import resolve_device
-from ..errors import HywuError
+from ..errors import HywuError, require_positive
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class TrainConfig:
     sample_every: int = 0  # steps between sheets of held-out edits; 0: none before the end
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise HywuError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        require_positive(self, "steps", "batch_size", "accumulate", "checkpoint_every")
         for name in ("lr", "grad_clip"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise HywuError(f"{name} is {getattr(self, name)}; it must be a positive number.")

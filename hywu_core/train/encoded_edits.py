@@ -65,6 +65,11 @@ class EncodedEdits:
         return self.layouts[self.groups[index]]
 
     @cached_property
+    def tasks(self) -> dict[str, int]:
+        """The different instructions, each with its number: what a baseline may learn a LoRA for."""
+        return {prompt: n for n, prompt in enumerate(dict.fromkeys(sample.prompt for sample in self.data))}
+
+    @cached_property
     def sha256(self) -> str:
         """A hash of all that is learned from: the bytes of every picture, and the prompts, in order."""
         digest = hashlib.sha256()
@@ -74,25 +79,27 @@ class EncodedEdits:
             digest.update("\0".join((sample.prompt, *sample.also, "")).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
-    def encode(self, encoders: Encoders, dropout: bool, share: Share, on_sample: OnSample) -> None:
+    def encode(
+        self, names: Names, encoders: Encoders, dropout: bool, share: Share, on_sample: OnSample
+    ) -> None:
         """Encode what the cache does not have yet, of this process's part of the samples.
 
-        dropout: also every sample with an empty prompt. `on_sample(done)` after each sample.
+        names: those of the encoders. dropout: also every sample with an empty prompt. `on_sample(done)` after
+        each sample.
         """
         part = range(len(self))[share.part(len(self))]
         for done, index in enumerate(part, start=1):
             sample = self.data[index]
             for prompt in (sample.prompt, *sample.also, *([""] if dropout else [])):
-                self.read(index, prompt, encoders)
+                self.read(index, prompt, names, encoders)
             on_sample(done)
 
-    def read(self, index: int, prompt: str, encoders: Encoders | Names) -> Encoded:
-        """A sample under a prompt. Encoders make what is not in the cache; where only their names are
-        given, that is a HywuError.
+    def read(self, index: int, prompt: str, names: Names, encoders: Encoders | None = None) -> Encoded:
+        """A sample under a prompt. Encoders of these names make what is not in the cache; without them that
+        is a HywuError.
         """
         sample, layout = self.data[index], self.layout(index)
-        names = encoders if isinstance(encoders, Names) else Names.of(encoders)
-        make = _Making(None if isinstance(encoders, Names) else encoders)
+        make = _Making(encoders)
         target = self.encodings.image(sample.target, layout.target, names.backbone, make.latent)
         controls = tuple(
             self.encodings.image(control, size, names.backbone, make.latent)
@@ -118,7 +125,7 @@ class Names:
 
     @classmethod
     def of(cls, encoders: Encoders) -> Names:
-        """Of encoders."""
+        """Of encoders; reads all weights of the condition encoder."""
         condition = encoders.condition
         return cls(
             encoders.backbone.encoder_id,

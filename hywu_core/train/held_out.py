@@ -41,15 +41,15 @@ class HeldOut:
     @torch.no_grad()
     def show(self) -> Shown:
         """Losses and pictures as things are now."""
-        before, rows, losses = self._base, [], []
-        for place, index in enumerate(self.indices):
-            edit, prompt = self.task.read(index), self.task.edits.data[index].prompt
+        rows, losses = [], []
+        for place, (_, before) in enumerate(self._base):
             loss, picture = self._measure(place, adapted=True)
             losses.append(loss)
-            source = edit.sample.controls[0] if edit.sample.controls else torch.zeros_like(edit.target)
-            shown = (self._decoded(source), before[place][1], picture, self._decoded(edit.target))
-            rows.append((prompt, shown))
-        scalars = {"held_out_loss": fmean(losses), "held_out_loss_base": fmean(loss for loss, _ in before)}
+            source, target = self._given[place]
+            prompt = self.task.edits.data[self.indices[place]].prompt
+            rows.append((prompt, (source, before, picture, target)))
+        base = fmean(loss for loss, _ in self._base)
+        scalars = {"held_out_loss": fmean(losses), "held_out_loss_base": base}
         self._last = Shown(scalars, COLUMNS, rows)
         return self._last
 
@@ -69,6 +69,16 @@ class HeldOut:
         """Loss and picture of each by the frozen base alone."""
         with torch.no_grad():
             return [self._measure(place, adapted=False) for place in range(len(self.indices))]
+
+    @cached_property
+    def _given(self) -> list[tuple[Tensor, Tensor]]:
+        """Source and target of each, as the autoencoder gives them back."""
+        pictures = []
+        for index in self.indices:
+            edit = self.task.read(index)
+            source = edit.sample.controls[0] if edit.sample.controls else torch.zeros_like(edit.target)
+            pictures.append((self._decoded(source), self._decoded(edit.target)))
+        return pictures
 
     def _measure(self, place: int, adapted: bool) -> tuple[float, Tensor]:
         """The loss, averaged over K noise levels, and the picture (3, H, W) of one of the edits."""

@@ -5,7 +5,6 @@ Shapes: C conditions, Z latent channels, h x w latents.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,27 +14,28 @@ import torch
 from torch import Tensor
 
 from ..backbones.embedded import EmbeddedBackbone
-from ..backbones.packing import PATCH
+from ..backbones.packing import count_tokens
 from ..conditions import Condition
 from ..conditions.embedded import CONDITION_DIM, EmbeddedConditionEncoder, embedded_condition
 from ..data.photo_ops import OPS
 from ..embedded import BACKBONE
 from ..embedded.sizing import WORKING_AREA
 from ..embedded.text import TextFeatures
-from ..errors import HywuError
+from ..errors import HywuError, require_positive
 from ..generator import GeneratorConfig, ParameterGenerator, load_generator
 from ..lora import Adapter, LoraSpec
 from ..pipeline import HywuPipeline
+from ..storage import file_sha256
 from ..tokens import TokenLayout
 from .adaptation import export, make_adaptation, require_adaptation
-from .adapting import AdaptingTask, Edits
+from .adapting import AdaptingConfig, AdaptingTask, Edits
 from .verdict import save_before_after, sentence
 from .warm_start import warm_start
 from .world import EditCase, EmbeddedWorld, Judged, WorldConfig, held_out_cases, judge
 
 
 @dataclass(frozen=True)
-class HywuTrainingConfig:
+class HywuTrainingConfig(AdaptingConfig):
     """What the generator learns and how large it is."""
 
     operations: tuple[str, ...] = tuple(OPS)
@@ -48,10 +48,8 @@ class HywuTrainingConfig:
     accumulation: int = 1
     segment: int = 0  # channels C of a parameter token; 0: the largest that divides all dims
     targets: tuple[str, ...] = ()  # patterns of the linears that are adapted; none: all inside the blocks
-    noise_levels: int = 2  # R: times drawn for each generated LoRA, so that one generation serves several
+    noise_levels: int = 2
     adaptation: str = "hywu"  # of `adaptation.KINDS`
-    prompt_dropout: float = 0.0  # how often the instruction is left out
-    strength_penalty: float = 0.0  # weight of `objective.update_power` in the loss
     wordings: int = 1  # held-out phrases of each operation in the closing measurement
     area: int = WORKING_AREA  # pixels of the photographs in the closing measurement
     photos: int | None = None
@@ -59,19 +57,12 @@ class HywuTrainingConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.base_share < math.inf:
             raise HywuError(f"base_share is {self.base_share}; it must be a number that is not negative.")
-        for name in ("rank", "d_model", "n_layers", "n_heads", "noise_levels", "wordings", "area"):
-            if getattr(self, name) < 1:
-                raise HywuError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        super().__post_init__()
+        require_positive(self, "rank", "d_model", "n_layers", "n_heads", "wordings", "area")
         if self.segment < 0:
             raise HywuError(f"segment is {self.segment}; it must be at least 1, or 0 for the default.")
         if self.photos is not None and self.photos < 1:
             raise HywuError(f"photos is {self.photos}; the closing measurement needs at least 1.")
-        if not 0 <= self.prompt_dropout <= 1:
-            raise HywuError(f"prompt_dropout is {self.prompt_dropout}; it must be between 0 and 1.")
-        if not 0 <= self.strength_penalty < math.inf:
-            raise HywuError(
-                f"strength_penalty is {self.strength_penalty}; it must be a number that is not negative."
-            )
         require_adaptation(self.adaptation)
 
     def generator(self, condition_dim: int) -> GeneratorConfig:
@@ -117,7 +108,6 @@ class HywuTask(AdaptingTask):
 
         world: how much to see, or what several trainings see: it is costly to make.
         """
-        self.config = config
         self.backbone = EmbeddedBackbone.load(device=device)
         transformer = self.backbone.transformer
         spec = LoraSpec.from_module(transformer, config.targets or None, rank=config.rank, alpha=config.rank)
@@ -134,9 +124,7 @@ class HywuTask(AdaptingTask):
             if config.adaptation != "hywu":
                 raise HywuError(f"init is a generator to start from; {config.adaptation} trains none.")
             warm_start(adaptation.module, init)
-        super().__init__(
-            name, transformer, adaptation, config.noise_levels, config.strength_penalty, compiled
-        )
+        super().__init__(name, transformer, adaptation, config, compiled)
         self._run = torch.compile(self.backbone) if compiled else self.backbone
         if isinstance(world, WorldConfig):
             world = EmbeddedWorld(config.operations, world, device, seed)
@@ -168,7 +156,7 @@ class HywuTask(AdaptingTask):
         """Of the embedded FLUX."""
         inputs: EmbeddedInputs = batch.inputs
         pictures = (batch.target, inputs.source)
-        return inputs.text.tokens.shape[1] + sum(x.shape[-2] * x.shape[-1] // PATCH**2 for x in pictures)
+        return inputs.text.tokens.shape[1] + sum(map(count_tokens, pictures))
 
     def finish(self, out: Path) -> str:
         """Write what was learned; compare with the frozen base on held-out photographs."""
@@ -225,12 +213,3 @@ class HywuTask(AdaptingTask):
         base = EmbeddedBackbone.load(device=next(self.module.parameters()).device)
         frozen = HywuPipeline(base, self.world.autoencoder, self.world.text_encoder, None)
         return edited, judge(frozen, cases)
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -17,37 +17,27 @@ from torch import Tensor
 
 from ..backbones.base import EditBackbone
 from ..backbones.inputs import EMBEDS, EditInputs
-from ..backbones.packing import PATCH
+from ..backbones.packing import count_tokens
 from ..data.paired.sampler import Batches
-from ..errors import HywuError
+from ..errors import require_positive
 from .adaptation import Adaptation, export
-from .adapting import AdaptingTask, Edits
+from .adapting import AdaptingConfig, AdaptingTask, Edits
 from .encoded_edits import Encoded, EncodedEdits, Names, together
 from .held_out import HeldOut
 from .shown import Shown
 
 
 @dataclass(frozen=True)
-class PairedConfig:
+class PairedConfig(AdaptingConfig):
     """How a data set is drawn from."""
 
-    noise_levels: int = 1  # R: times drawn for each generated LoRA
-    prompt_dropout: float = 0.0  # how often the instruction is left out
-    strength_penalty: float = 0.0  # weight of `objective.update_power` in the loss
     held_out: int = 4  # samples that are measured and shown, never trained on where there are enough
     sample_steps: int = 20  # of the pictures that are shown
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("noise_levels", 1), ("held_out", 1), ("sample_steps", 1)):
-            if getattr(self, name) < least:
-                raise HywuError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-        if not 0 <= self.prompt_dropout <= 1:
-            raise HywuError(f"prompt_dropout is {self.prompt_dropout}; it must be between 0 and 1.")
-        if not 0 <= self.strength_penalty < float("inf"):
-            raise HywuError(
-                f"strength_penalty is {self.strength_penalty}; it must be a number that is not negative."
-            )
+        super().__post_init__()
+        require_positive(self, "held_out", "sample_steps")
 
 
 def split(n: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
@@ -79,19 +69,11 @@ class PairedTask(AdaptingTask):
 
         decode: latents (B, Z, h, w) to pictures (B, 3, H, W), for those that are shown.
         """
-        super().__init__(
-            name,
-            backbone.transformer,
-            adaptation,
-            config.noise_levels,
-            config.strength_penalty,
-            compiled,
-        )
-        self.backbone, self.edits, self.names, self.config = backbone, edits, names, config
+        super().__init__(name, backbone.transformer, adaptation, config, compiled)
+        self.backbone, self.edits, self.names = backbone, edits, names
         self.encoder_info = encoder_info
         self._run = torch.compile(backbone) if compiled else backbone
         self.trained, self.shown = split(len(edits), config.held_out, config.seed)
-        self.tasks = tuple(dict.fromkeys(edits.data[index].prompt for index in range(len(edits))))
         self._batches: dict[int, Batches] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="hywu-read")
         self._ahead: tuple[int, Future[Edits]] | None = None
@@ -125,11 +107,11 @@ class PairedTask(AdaptingTask):
         """Text, noisy and control tokens."""
         inputs: EditInputs = batch.inputs
         pictures = (batch.target, *inputs.controls)
-        return inputs.text[EMBEDS].shape[1] + sum(x.shape[-2] * x.shape[-1] // PATCH**2 for x in pictures)
+        return inputs.text[EMBEDS].shape[1] + sum(map(count_tokens, pictures))
 
     def shifted(self, time: Tensor, target: Tensor) -> Tensor:
         """As this backbone was trained at this size."""
-        return self.backbone.schedule.shift(time, target.shape[-2] * target.shape[-1] // PATCH**2)
+        return self.backbone.schedule.shift(time, count_tokens(target))
 
     def _read(self, n: int, index: int) -> Edits:
         """This team's part of the n edits of micro-batch `index`, on the CPU."""
@@ -155,8 +137,7 @@ class PairedTask(AdaptingTask):
     def collate(self, encoded: Sequence[Encoded], indices: Sequence[int]) -> Edits:
         """Encoded samples as a batch on the CPU."""
         target, inputs, condition = together(encoded)
-        numbers = {prompt: number for number, prompt in enumerate(self.tasks)}
-        tasks = torch.tensor([numbers[self.edits.data[index].prompt] for index in indices])
+        tasks = torch.tensor([self.edits.tasks[self.edits.data[index].prompt] for index in indices])
         return Edits(condition, tasks, target, inputs)
 
     def show(self) -> Shown:
@@ -179,7 +160,7 @@ class PairedTask(AdaptingTask):
             self.adaptation,
             out,
             "hywu_generator" if self.adaptation.kind == "hywu" else self.adaptation.kind,
-            self.tasks,
+            tuple(self.edits.tasks),
             encoder=self.encoder_info,
             backbone=self.backbone.backbone_info(),
             provenance={"recipe": self.name, "data_sha256": self.edits.sha256},

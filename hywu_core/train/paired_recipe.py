@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,7 +83,7 @@ def build(kind: str, config: TrainConfig, settings: Mapping[str, Any], processes
 
     encoders = backbone.load_encoders(device=device, dtype=dtype, **named)
     condition = load_condition_encoder(settings, device, embedded)
-    names, info = encode(edits, Encoders(encoders, condition), paired.prompt_dropout > 0, processes, settings)
+    names, info = encode(edits, Encoders(encoders, condition), paired.prompt_dropout > 0, processes)
     encoders.forget_text()
     del condition
     gc.collect()
@@ -100,7 +99,7 @@ def build(kind: str, config: TrainConfig, settings: Mapping[str, Any], processes
     )
     torch.manual_seed(config.seed)
     generator = GeneratorConfig(condition_dim=info["dim"], **generator)
-    tasks = len({sample.prompt for sample in edits.data})
+    tasks = len(edits.tasks)
     adaptation = make_adaptation(settings["adaptation"], loaded.transformer, spec, generator, tasks)
     log.info(
         "%s learns %s numbers; %s", settings["adaptation"], f"{adaptation.n_parameters:,}", spec.describe()
@@ -128,16 +127,11 @@ def check(settings: Mapping[str, Any], seed: int) -> tuple[PairedConfig, dict[st
 
 def look(backbone: type[EditBackbone], settings: Mapping[str, Any]) -> EncodedEdits:
     """The data set with its pictures' sizes, each edit's number of controls fit for the backbone."""
-    options = Options(**_options(settings["data_options"]))
+    options = Options.from_dict(settings["data_options"])
     data = PairedDataset.load(settings["data"], options)
-    fewest, most = backbone.n_controls
     for index in range(len(data)):
         n = data.samples.count_controls(index)
-        if n < fewest or (most is not None and n > most):
-            raise HywuError(
-                f"{data[index].target} has {n} control pictures; the backbone {backbone.kind} takes "
-                f"{fewest}{'' if most == fewest else ' or more' if most is None else f' to {most}'}."
-            )
+        backbone.check_controls(n, f"{data[index].target} has {n} control pictures")
     sizes, controls = backbone.target_sizes, backbone.control_sizes
     area = settings["resolution"] ** 2 or sizes.area
     return EncodedEdits(
@@ -161,34 +155,17 @@ def load_condition_encoder(
 
 
 def encode(
-    edits: EncodedEdits,
-    encoders: Encoders,
-    dropout: bool,
-    processes: Processes,
-    settings: Mapping[str, Any],
+    edits: EncodedEdits, encoders: Encoders, dropout: bool, processes: Processes
 ) -> tuple[Names, dict[str, Any]]:
     """Fill the cache, all processes together; what encodings are found by, and who made the conditions."""
     names = Names.of(encoders)
     share = Share(processes.rank, processes.world)
     total = len(range(len(edits))[share.part(len(edits))])
     with tqdm(total=total, desc="encoding the data set", unit="edit", disable=not processes.main) as bar:
-        edits.encode(encoders, dropout, share, lambda done: bar.update(done - bar.n))
+        edits.encode(names, encoders, dropout, share, lambda done: bar.update(done - bar.n))
     edits.encodings.hashes.save()
     processes.barrier()
     if encoders.condition is not None:
         return names, dict(encoders.condition.info())
     dim = edits.read(0, edits.data[0].prompt, names).condition.dim
     return names, {"kind": BackboneHiddenEncoder.kind, "id": encoders.backbone.id, "dim": dim}
-
-
-def _options(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Data options from what the run folder keeps of them."""
-    options = dict(plain)
-    if options.get("base"):
-        options["base"] = Path(options["base"])
-    for name in ("control_folders", "control_columns"):
-        if name in options:
-            options[name] = tuple(options[name])
-    if "control_folders" in options:
-        options["control_folders"] = tuple(Path(folder) for folder in options["control_folders"])
-    return options

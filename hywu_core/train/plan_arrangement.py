@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import HywuError
+from ..errors import HywuError, require_positive
 from .plan_sizes import TrainSize
 
 # Bytes of a weight in a linear of a block; nf4 in blocks of 64 with a float32 maximum each (QLoRA).
@@ -63,9 +63,7 @@ class Arrangement:
     checkpointing: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("gpus", "accumulate", "shard", "sequence", "backbone_sequence"):
-            if getattr(self, name) < 1:
-                raise HywuError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        require_positive(self, "gpus", "accumulate", "shard", "sequence", "backbone_sequence")
         for name, choices in (("weights", ("fp32", "bf16")), ("backbone", tuple(BACKBONE_BYTES))):
             if getattr(self, name) not in choices:
                 raise HywuError(f"{name} is '{getattr(self, name)}'; choose from {', '.join(choices)}.")

@@ -117,7 +117,7 @@ def device_peak(device: torch.device, precision: str) -> float:
 
 
 def memory_bytes() -> int | None:
-    """The most memory this process has had: of the GPU where there is one, else of the machine if known."""
+    """Memory of this process: the most it has had of a GPU, else what it has of the machine, if known."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if find_spec("psutil") is None:

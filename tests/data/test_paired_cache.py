@@ -210,8 +210,8 @@ class TestFileHashes:
         from hywu_core.data.paired import file_hashes
 
         monkeypatch.setattr(file_hashes, "_SETTLED_NS", -(10**12))  # files of this test are new
-        real, found = file_hashes._hash_file, []
-        monkeypatch.setattr(file_hashes, "_hash_file", lambda path: found.append(path) or real(path))
+        real, found = file_hashes.file_sha256, []
+        monkeypatch.setattr(file_hashes, "file_sha256", lambda path: found.append(path) or real(path))
         return found
 
     def test_between_runs(self, tmp_path, reads):

@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 
 from ...errors import HywuError
-from ...storage import atomic_path
+from ...storage import atomic_path, file_sha256
 from .pictures import Picture
 
 _log = logging.getLogger("hywu")
 _SETTLED_NS = 3_000_000_000
-_CHUNK = 2**20
 
 
 def _state_of(path: str) -> list[int]:
@@ -54,7 +53,7 @@ class FileHashes:
             known = self._known.get(path)
             if known is not None and known[:3] == state:
                 return known[3]
-            found = _hash_file(path)
+            found = file_sha256(path)
             if _state_of(path) != state:
                 raise HywuError(f"{path} was changed while it was read; start again when it is finished.")
         except FileNotFoundError as error:
@@ -92,11 +91,3 @@ class FileHashes:
 
 def _whole(value: object) -> bool:
     return isinstance(value, list) and len(value) == 4 and isinstance(value[3], str)
-
-
-def _hash_file(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

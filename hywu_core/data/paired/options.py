@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,3 +21,24 @@ class Options:
     prompt_column: str | None = None
     split: str | None = None  # of a Hugging Face data set
     allow_missing_controls: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a run folder, with whole paths; what is at its default is left out."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: _plain(value) for name, value in values if value != getattr(Options, name)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Options:
+        """The inverse of `to_dict`."""
+        made = {"base": Path, "control_folders": _paths, "control_columns": tuple}
+        return cls(**{name: made[name](value) if name in made else value for name, value in plain.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value.resolve()) if isinstance(value, Path) else value
+
+
+def _paths(texts: Iterable[str]) -> tuple[Path, ...]:
+    return tuple(map(Path, texts))

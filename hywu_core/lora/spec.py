@@ -51,6 +51,11 @@ class Target:
     module: str
     experts: int | None = None
 
+    def factor_shapes(self, rank: int, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of A (batch, [experts,] rank, d_in) and of B (batch, [experts,] d_out, rank)."""
+        lead = (batch,) if self.experts is None else (batch, self.experts)
+        return (*lead, rank, self.d_in), (*lead, self.d_out, rank)
+
 
 @dataclass(frozen=True)
 class Band:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..data.photo_ops import OPS
 from .frame import Result
-from .statistics import interval, more_often_larger
+from .statistics import chance_agreement, interval, more_often_larger
 
 FALSE_DISCOVERIES = 0.05  # of the pairs that are called conflicting or aligned
 _BINS = 40
@@ -210,15 +210,9 @@ def _called(pairs: _Pairs, upper: tuple[np.ndarray, np.ndarray]) -> Result:
 
 def _agreement(labels: np.ndarray, families: Sequence[str], seed: int) -> Result:
     """Whether the clusters are the families that the operations were sorted into by hand."""
-    found = stats.permutation_test(
-        (labels, np.unique(families, return_inverse=True)[1]),
-        adjusted_rand_score,
-        permutation_type="pairings",
-        alternative="greater",
-        n_resamples=1999,
-        rng=np.random.default_rng(seed),
-    )
-    return {"adjusted_rand_index": float(found.statistic), "p": float(found.pvalue)}
+    numbers = np.unique(families, return_inverse=True)[1]
+    index, p = chance_agreement(labels, numbers, adjusted_rand_score, 1999, seed)
+    return {"adjusted_rand_index": index, "p": p}
 
 
 def _examples(pairs: _Pairs, units: Sequence[np.ndarray], names: Sequence[str]) -> list[Result]:

@@ -15,7 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler, normalize
 
 from .frame import Result
-from .statistics import interval, more_often_larger
+from .statistics import chance_agreement, interval, more_often_larger
 
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of rows and other rows, by index
 
@@ -85,15 +85,8 @@ def compare(
 def agreement(points: np.ndarray, labels: np.ndarray, seed: int) -> Result:
     """How well clusters of points are the clusters `labels`, and whether by chance."""
     own = clusters_of(points, len(np.unique(labels)), seed)
-    found = stats.permutation_test(
-        (own, labels),
-        adjusted_mutual_info_score,
-        permutation_type="pairings",
-        alternative="greater",
-        n_resamples=199,
-        rng=np.random.default_rng(seed),
-    )
-    return {"adjusted_mutual_information": float(found.statistic), "p": float(found.pvalue)}
+    information, p = chance_agreement(own, labels, adjusted_mutual_info_score, 199, seed)
+    return {"adjusted_mutual_information": information, "p": p}
 
 
 def retrieval(points: np.ndarray, others: np.ndarray, labels: Sequence, other_labels: Sequence) -> Result:

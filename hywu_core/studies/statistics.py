@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -30,6 +30,21 @@ def more_often_larger(values: Sequence[float], others: Sequence[float]) -> dict[
     """
     found = stats.mannwhitneyu(values, others)
     return {"effect": float(found.statistic / (len(values) * len(others))), "p": float(found.pvalue)}
+
+
+def chance_agreement(
+    labels: Sequence, others: Sequence, score: Callable[..., float], resamples: int, seed: int
+) -> tuple[float, float]:
+    """A score of how well two labellings agree, and the share of random pairings that agree as well."""
+    found = stats.permutation_test(
+        (labels, others),
+        score,
+        permutation_type="pairings",
+        alternative="greater",
+        n_resamples=resamples,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.statistic), float(found.pvalue)
 
 
 def cell(value: Interval, factor: float = 1.0, unit: str = "", digits: int = 1) -> str:

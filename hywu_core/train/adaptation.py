@@ -74,9 +74,9 @@ class DirectLoras(nn.Module):
         self.spec = spec
         self.A, self.B = nn.ParameterList(), nn.ParameterList()
         for target in spec.targets:
-            lead = (n,) if target.experts is None else (n, target.experts)
-            self.A.append(torch.randn(*lead, spec.rank, target.d_in) * target.d_in**-0.5)
-            self.B.append(torch.zeros(*lead, target.d_out, spec.rank))
+            of_A, of_B = target.factor_shapes(spec.rank, n)
+            self.A.append(torch.randn(of_A) * target.d_in**-0.5)
+            self.B.append(torch.zeros(of_B))
 
     def forward(self, which: Tensor) -> Adapter:
         """The LoRAs of numbers `which` (B,) as an adapter of batch B."""

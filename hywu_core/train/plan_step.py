@@ -150,8 +150,9 @@ def zero_adapter(spec: LoraSpec, batch: int, dtype: torch.dtype) -> Adapter:
     """An adapter as a generator hands it out: it wants a gradient."""
     weights = {}
     for target in spec.targets:
-        experts = () if target.experts is None else (target.experts,)
-        A = torch.zeros(batch, *experts, spec.rank, target.d_in, dtype=dtype, requires_grad=True)
-        B = torch.zeros(batch, *experts, target.d_out, spec.rank, dtype=dtype, requires_grad=True)
+        A, B = (
+            torch.zeros(shape, dtype=dtype, requires_grad=True)
+            for shape in target.factor_shapes(spec.rank, batch)
+        )
         weights[target.name] = (A, B)
     return Adapter(weights, spec.scale)

@@ -56,6 +56,9 @@ class EncodedEdits:
         """Look at the headers of all pictures. HywuError for one that cannot be read."""
         self.data, self.encodings = data, encodings
         self.layouts, self.groups = group(layout_of(sample, buckets, control_buckets) for sample in data)
+        # A backbone whose controls have the target's size reads its text with them at that size: then all
+        # texts of a layout are equally long.
+        self._text_sees_layout = control_buckets is None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -106,7 +109,8 @@ class EncodedEdits:
             for control, size in zip(sample.controls, layout.controls, strict=True)
         )
         sizes = own_sizes(sample)
-        text = self.encodings.condition(prompt, sample.controls, sizes, f"{names.backbone} text", make.text)
+        seen = layout.controls if self._text_sees_layout else sizes
+        text = self.encodings.condition(prompt, sample.controls, seen, f"{names.backbone} text", make.text)
         if names.condition is None:
             hidden, mask = collate([EditSample(text)]).hidden()
             condition = hidden_condition(hidden.float(), mask)
@@ -181,8 +185,13 @@ def own_sizes(sample: Sample) -> list[Size]:
     return [(height, width) for width, height in (control.size() for control in sample.controls)]
 
 
-def together(edits: Sequence[Encoded]) -> tuple[Tensor, EditInputs, Condition]:
-    """Edits of one layout as a batch: targets (B, Z, h, w), inputs, conditions (B, S, D)."""
+def together(
+    edits: Sequence[Encoded], collate: Callable[[Sequence[EditSample]], EditInputs]
+) -> tuple[Tensor, EditInputs, Condition]:
+    """Edits of one layout as a batch: targets (B, Z, h, w), inputs, conditions (B, S, D).
+
+    collate: the backbone's own.
+    """
     return (
         torch.cat([edit.target for edit in edits]),
         collate([edit.sample for edit in edits]),

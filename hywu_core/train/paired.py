@@ -136,7 +136,7 @@ class PairedTask(AdaptingTask):
 
     def collate(self, encoded: Sequence[Encoded], indices: Sequence[int]) -> Edits:
         """Encoded samples as a batch on the CPU."""
-        target, inputs, condition = together(encoded)
+        target, inputs, condition = together(encoded, self.backbone.collate)
         tasks = torch.tensor([self.edits.tasks[self.edits.data[index].prompt] for index in indices])
         return Edits(condition, tasks, target, inputs)
 

@@ -65,7 +65,7 @@ def _adapting(settings: Settings) -> Settings:
 
 def _generator(config: TrainConfig, settings: Settings, processes: Processes) -> Task:
     from .hywu import HywuTask, HywuTrainingConfig
-    from .world import WorldConfig
+    from .world import WorldConfig, sizes_about
 
     return HywuTask(
         "embedded_generator",
@@ -77,7 +77,12 @@ def _generator(config: TrainConfig, settings: Settings, processes: Processes) ->
             noise_levels=settings["noise_levels"],
             **_adapting(settings),
         ),
-        WorldConfig(crops=settings["crops"], variants=settings["variants"]),
+        WorldConfig(
+            sizes_about(settings["pixels"]),
+            settings["crops"],
+            settings["variants"],
+            half=config.precision == "bf16",
+        ),
         resolve_device(config.device),
         config.seed,
         settings["init"] or None,
@@ -167,7 +172,7 @@ def _recipes() -> tuple[Recipe, ...]:
             TrainConfig(steps=1900, batch_size=128, lr=2e-3, warmup=150, precision="bf16"),
             _generator,
             {"base_share": 0.3, "rank": 8, "n_layers": 3, "mlp_ratio": 1.0}
-            | {"noise_levels": 4, "crops": 96, "variants": 1}
+            | {"noise_levels": 4, "crops": 96, "variants": 1, "pixels": 256}
             | {"init": "", "compile": False}  # init: a generator file to start from
             | ADAPTING,
         ),

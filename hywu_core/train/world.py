@@ -5,6 +5,7 @@ Shapes: B batch, H x W pixels, Z latent channels, h x w latents.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,13 +32,28 @@ from .processes import first_process
 FULL_SIZES = ((256, 256), (256, 256), (224, 288), (288, 224), (192, 336), (336, 192), (208, 304), (304, 208))
 
 
+def sizes_about(pixels: int) -> tuple[tuple[int, int], ...]:
+    """The shapes of FULL_SIZES, of about pixels x pixels: smaller pictures are cheaper to learn from.
+
+    Raises HywuError for less than 64: no shape of the seven would be left as it is.
+    """
+    if pixels < 4 * MULTIPLE:
+        raise HywuError(f"pixels is {pixels}; it must be at least {4 * MULTIPLE}.")
+    scale = pixels / math.sqrt(WORKING_AREA)
+    return tuple(tuple(round(n * scale / MULTIPLE) * MULTIPLE for n in size) for size in FULL_SIZES)
+
+
 @dataclass(frozen=True)
 class WorldConfig:
-    """How much to see: image sizes, crops for each size, varied wordings for each phrase."""
+    """How much to see: image sizes, crops for each size, varied wordings for each phrase.
+
+    half: encode in 16 bits, as `LatentPool` does.
+    """
 
     sizes: tuple[tuple[int, int], ...] = FULL_SIZES
     crops: int = 384
     variants: int = 6
+    half: bool = False
 
     def __post_init__(self) -> None:
         if self.crops < 1 or self.variants < 0:
@@ -64,7 +80,14 @@ class EmbeddedWorld:
         with tqdm(total=crops, desc="encoding exact edits", unit="crop", disable=quiet) as bar:
             photos = [photo.to(device) for photo in load_tensors("train")]
             self.pool = LatentPool(
-                photos, operations, self.autoencoder, config.sizes, config.crops, generator, bar.update
+                photos,
+                operations,
+                self.autoencoder,
+                config.sizes,
+                config.crops,
+                generator,
+                bar.update,
+                config.half,
             )
         self.prompts = PromptPool(operations, self.text_encoder, config.variants, generator)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ SETTINGS: dict[str, Any] = {
     "backbone_dtype": "bf16",
     "compile": False,
 }
+GENERATOR_SETTINGS = ("d_model", "n_layers", "n_heads", "mlp_ratio", "accumulation")
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -93,9 +94,11 @@ def build(kind: str, config: TrainConfig, settings: Mapping[str, Any], processes
     loaded = backbone.load_transformer(
         device=device, dtype=dtype, quantize=settings["quantize"] or None, **named
     )
-    include = [p.strip() for p in settings["targets"].split(",") if p.strip()] or loaded.default_targets
     spec = LoraSpec.from_module(
-        loaded.transformer, include=include, rank=settings["rank"], alpha=settings["alpha"]
+        loaded.transformer,
+        include=target_patterns(settings, backbone),
+        rank=settings["rank"],
+        alpha=settings["alpha"],
     )
     torch.manual_seed(config.seed)
     generator = GeneratorConfig(condition_dim=info["dim"], **generator)
@@ -118,11 +121,15 @@ def check(settings: Mapping[str, Any], seed: int) -> tuple[PairedConfig, dict[st
         raise HywuError(
             f"A backbone in {settings['quantize']} cannot be fine-tuned itself; leave out --quantize."
         )
-    names = ("d_model", "n_layers", "n_heads", "mlp_ratio", "accumulation")
-    generator = {name: settings[name] for name in names}
+    generator = {name: settings[name] for name in GENERATOR_SETTINGS}
     GeneratorConfig(condition_dim=1, **generator)
     fields = ("noise_levels", "prompt_dropout", "strength_penalty", "held_out", "sample_steps")
     return PairedConfig(**{name: settings[name] for name in fields}, seed=seed), generator
+
+
+def target_patterns(settings: Mapping[str, Any], backbone: type[EditBackbone]) -> Sequence[str]:
+    """Which modules of the backbone are adapted: those of the settings, else its own choice."""
+    return [p.strip() for p in settings["targets"].split(",") if p.strip()] or backbone.default_targets
 
 
 def look(backbone: type[EditBackbone], settings: Mapping[str, Any]) -> EncodedEdits:

@@ -14,25 +14,13 @@ from .parallel import parallel_config
 from .plan_arrangement import Arrangement, Shares
 from .plan_devices import EFFICIENCY, accelerator, accelerator_names
 from .plan_model import TrainPlan, plan
+from .plan_names import size_names, train_size
 from .plan_report import report
-from .plan_sizes import size_names, train_size
 from .plan_step import Rehearsal
 
 _GB = 1e9
-# Settings of a run that a plan reads beside its sizes, and those that change nothing of it.
-_OF_THE_RUN = ("batch_size", "accumulate", "precision", "weights", "quantize")
-_OF_NO_WEIGHT = (
-    "steps",
-    "lr",
-    "seed",
-    "device",
-    "warmup",
-    "checkpoint_every",
-    "backbone",
-    "encoder",
-    "cache",
-)
-_OF_NO_WEIGHT += ("data", "data_options", "allow_download")
+# Settings of a run that are no part of a size.
+_OF_THE_RUN = ("batch_size", "accumulate", "precision", "weights", "quantize", "backbone_dtype")
 
 
 def add_arguments(parse: argparse.ArgumentParser) -> None:
@@ -90,9 +78,7 @@ def plan_command(arguments: argparse.Namespace, given: Mapping[str, str]) -> int
 
 def _plans(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[TrainPlan]:
     of_run = {name: given[name] for name in _OF_THE_RUN if name in given}
-    settings = {name: value for name, value in given.items() if name not in (*_OF_THE_RUN, *_OF_NO_WEIGHT)}
-    if "resolution" in settings:  # what a run calls the side of its pictures
-        settings["pixels"] = settings.pop("resolution")
+    settings = {name: value for name, value in given.items() if name not in _OF_THE_RUN}
     if settings.pop("adaptation", "hywu") != "hywu":
         raise HywuError(f"Plans are made for the adaptation hywu, not for {given['adaptation']}.")
     size = train_size(arguments.recipe or size_names()[0], settings)
@@ -127,7 +113,7 @@ def _arrangement(arguments: argparse.Namespace, of_run: Mapping[str, str], gpus:
         backbone_sequence=processes.sequence if processes.ulysses else 1,
         precision=of_run.get("precision", "bf16"),
         weights=of_run.get("weights", "fp32"),
-        backbone=of_run.get("quantize", "bf16"),
+        backbone=of_run.get("quantize") or of_run.get("backbone_dtype", "bf16"),
         checkpointing=processes.recompute,
     )
 

@@ -112,7 +112,7 @@ class Shares:
             size.noise_levels,
         )
         unit = math.lcm(groups, teams * repeats) * how.accumulate
-        batch = how.batch_size or unit
+        batch = how.batch_size or unit * math.ceil(size.batch_size / unit)
         if batch % unit:
             raise HywuError(
                 f"The batch size {batch} cannot be dealt out to {how.gpus} GPUs ({teams} teams of "

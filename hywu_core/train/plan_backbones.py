@@ -21,7 +21,7 @@ from .plan_moe import MixtureBackbone
 class BackboneSize:
     """A backbone in plain data.
 
-    kind: "flux", "qwen_image" or "hunyuan_image".
+    kind: "flux", "longcat", "qwen_image" or "hunyuan_image".
     config: arguments of its class.  blocks: of these, how many blocks of each kind.
     side: tokens along a side of a picture.  pictures: target and references.  n_text: text tokens.
     width: channels of a token in the blocks.
@@ -64,7 +64,8 @@ class _Kind:
     call: Callable[[BackboneSize, nn.Module, int, dict[str, Any]], Tensor]
 
 
-def _flux(config: Mapping[str, Any]) -> nn.Module:
+def flux(config: Mapping[str, Any]) -> nn.Module:
+    """FLUX.1's transformer."""
     from diffusers import FluxTransformer2DModel
 
     return FluxTransformer2DModel(**config)
@@ -85,7 +86,28 @@ def _call_flux(size: BackboneSize, module: nn.Module, rows: int, like: dict[str,
     return out[:, : size.side**2]
 
 
-def _qwen(config: Mapping[str, Any]) -> nn.Module:
+def longcat(config: Mapping[str, Any]) -> nn.Module:
+    """LongCat-Image's transformer; `config` changes what its class says."""
+    from diffusers import LongCatImageTransformer2DModel
+
+    return LongCatImageTransformer2DModel(**config)
+
+
+def _call_longcat(size: BackboneSize, module: nn.Module, rows: int, like: dict[str, Any]) -> Tensor:
+    config, n_image = module.config, size.pictures * size.side**2
+    out = module(
+        hidden_states=torch.zeros(rows, n_image, config.in_channels, **like),
+        encoder_hidden_states=torch.zeros(rows, size.n_text, config.joint_attention_dim, **like),
+        timestep=torch.zeros(rows, **like),
+        img_ids=torch.zeros(n_image, 3, device=like["device"]),
+        txt_ids=torch.zeros(size.n_text, 3, device=like["device"]),
+        return_dict=False,
+    )[0]
+    return out[:, : size.side**2]
+
+
+def qwen_image(config: Mapping[str, Any]) -> nn.Module:
+    """Qwen-Image's transformer."""
     from diffusers import QwenImageTransformer2DModel
 
     return QwenImageTransformer2DModel(**config)
@@ -115,7 +137,8 @@ def _call_mixture(size: BackboneSize, module: nn.Module, rows: int, like: dict[s
 
 
 _KINDS = {
-    "flux": _Kind(_flux, _call_flux),
-    "qwen_image": _Kind(_qwen, _call_qwen),
+    "flux": _Kind(flux, _call_flux),
+    "longcat": _Kind(longcat, _call_longcat),
+    "qwen_image": _Kind(qwen_image, _call_qwen),
     "hunyuan_image": _Kind(_mixture, _call_mixture),
 }

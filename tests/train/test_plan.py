@@ -8,19 +8,24 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hywu_core import load_generator
 from hywu_core.bench.sizes import work
 from hywu_core.errors import HywuError
 from hywu_core.lora import Adapter
 from hywu_core.measure import peak_extra_bytes
+from hywu_core.train import plan_recipes
 from hywu_core.train.__main__ import main
 from hywu_core.train.plan_arrangement import Arrangement, Numbers, Shares
 from hywu_core.train.plan_devices import accelerator
 from hywu_core.train.plan_measure import RealStep, SmallRun, measure, measured_report
 from hywu_core.train.plan_model import plan
 from hywu_core.train.plan_moe import MixtureBackbone
+from hywu_core.train.plan_names import train_size
 from hywu_core.train.plan_report import sentence
-from hywu_core.train.plan_sizes import train_size
 from hywu_core.train.plan_step import Rehearsal, Weights
+
+from ..data import paired_writers as conventions
+from .own_data import QUICK, write_data, write_models
 
 CPU = torch.device("cpu")
 TINY = SmallRun("tiny", heads=1, double=1, single=4, side=4, d_model=64, n_layers=4, batch=2)
@@ -94,7 +99,7 @@ def test_the_memory_is_what_a_real_step_allocates(tiny, checkpointing, precision
 
 @pytest.mark.parametrize(
     ("name", "generator", "backbone", "lora"),
-    [("hunyuan_image_3", 8.11e9, 80e9, 0.72e9), ("qwen_image_edit", 2e9, 20e9, 0.147e9)],
+    [("hunyuan_image_3", 8.11e9, 80e9, 0.72e9), ("qwen_image_edit_2b", 2e9, 20e9, 0.147e9)],
 )
 def test_the_papers_sizes(name, generator, backbone, lora):
     size = train_size(name, {})
@@ -102,6 +107,34 @@ def test_the_papers_sizes(name, generator, backbone, lora):
     assert weights.generator == pytest.approx(generator, rel=0.02)
     assert weights.backbone == pytest.approx(backbone, rel=0.03)
     assert size.spec.n_parameters == pytest.approx(lora, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["flux_kontext", "qwen_image_edit", "longcat_image_edit"])
+def test_a_recipe_is_planned_as_it_runs(kind, tmp_path, monkeypatch):
+    """The same settings, the same backbone: the generator that a run leaves is the one that was planned."""
+    models = write_models(tmp_path / "models", [kind])
+    data = write_data(tmp_path / "data", conventions.diffsynth_json)
+    monkeypatch.chdir(tmp_path)
+    settings = [*QUICK, "--set", "mlp_ratio=2", "--set", "noise_levels=2", "--encoder", "backbone"]
+    run = ["--recipe", kind, "--data", data, "--backbone", models[kind], "--steps", 1, "--out", "run"]
+    assert main([str(each) for each in (*run, *settings)]) == 0
+    trained = load_generator(tmp_path / "run" / "hywu_generator.safetensors")
+
+    config = json.loads((models[kind] / "transformer" / "config.json").read_text(encoding="utf-8"))
+    config = {name: value for name, value in config.items() if not name.startswith("_")}
+    known = plan_recipes.BACKBONES[kind]
+    monkeypatch.setitem(plan_recipes.BACKBONES, kind, replace(known, config=config))
+    report = tmp_path / "plan.json"
+    assert main([str(each) for each in ("--plan", "--recipe", kind, *settings, "--json", report)]) == 0
+    (planned,) = json.loads(report.read_text())["plans"]
+    assert planned["parameters"]["generator"] == trained.n_parameters
+    assert planned["parameters"]["generated LoRA"] == trained.spec.n_parameters
+    assert planned["batch_size"] == 2
+
+
+def test_a_batch_that_the_gpus_cannot_share_is_filled_up():
+    size = replace(TINY.size(), batch_size=4)
+    assert [Shares.of(size, Arrangement(gpus=n))[1] for n in (1, 3, 8)] == [4, 6, 8]
 
 
 def test_a_mixture_of_experts_applies_its_adapter():

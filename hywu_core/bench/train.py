@@ -22,6 +22,7 @@ from ..report import machine, megabytes, table
 from ..train.plan_trace import Ledger
 from .train_steps import SIZES, Ours, Plain, Thrifty, TrainingStep, draw
 
+OURS, MICRO = "ours", "ours, in micro-batches"
 PLAIN, THRIFTY = "plain", "plain, backward after each sample"
 # What one of the two is to be at least, beside the plain step.
 GOALS = {"throughput": 1.5, "memory": 2.0}
@@ -35,6 +36,11 @@ def configure(parse: argparse.ArgumentParser) -> None:
     parse.add_argument("--steps", type=int, default=7, help="measured steps of each (%(default)s)")
     parse.add_argument(
         "--noise-levels", type=int, default=1, help="rows of the backbone for each LoRA (%(default)s)"
+    )
+    parse.add_argument(
+        "--accumulate",
+        type=int,
+        help="micro-batches of a step, where ours takes several (default: of two LoRAs each)",
     )
     parse.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (%(default)s)")
     parse.add_argument("--bf16", action="store_true", help="products in bfloat16 (autocast)")
@@ -51,6 +57,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; plain data. HywuError if the losses are not equal."""
     if min(arguments.steps, arguments.noise_levels, arguments.threads or 1) < 1:
         raise HywuError("Steps, noise levels and threads must be positive numbers.")
+    conditions = SIZES[arguments.size].conditions
+    accumulate = conditions // 2 if arguments.accumulate is None else arguments.accumulate
+    if accumulate < 1 or conditions % accumulate:
+        raise HywuError(f"accumulate is {accumulate}; it must divide the {conditions} LoRAs of a step.")
     require("diffusers")
     device = resolve_device(arguments.device)
     if arguments.threads is not None:
@@ -59,11 +69,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     # Each contender takes one step to count its work, one for its memory, and one to warm up.
     batches = [draw(size, arguments.noise_levels, seed, device) for seed in range(arguments.steps + 3)]
     settings = (size, batches, device, arguments.bf16, arguments.gradient_checkpointing)
-    contenders: dict[str, TrainingStep] = {"ours": Ours(*settings), THRIFTY: Thrifty(*settings)}
+    contenders: dict[str, TrainingStep] = {OURS: Ours(*settings), MICRO: Ours(*settings)}
+    contenders[MICRO].accumulate = accumulate
+    contenders[THRIFTY] = Thrifty(*settings)
     # What is recomputed after the call would see the frozen weights again.
     if not arguments.gradient_checkpointing:
         contenders[PLAIN] = Plain(*settings)
-    others = [name for name in contenders if name != "ours"]
+    others = [name for name in contenders if name not in (OURS, MICRO)]
     flop = {name: _work(step, arguments.gradient_checkpointing) for name, step in contenders.items()}
     extra = {name: peak_extra_bytes(step, device) for name, step in contenders.items()}
     tokens = size.conditions * arguments.noise_levels * (2 * (size.latents // 2) ** 2 + size.n_text)
@@ -83,8 +95,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "gradient_checkpointing": arguments.gradient_checkpointing,
         "conditions": size.conditions,
         "noise_levels": arguments.noise_levels,
+        "accumulate": accumulate,
         "weights": {
-            "generator": contenders["ours"].generator.n_parameters,
+            "generator": contenders[OURS].generator.n_parameters,
             "backbone": sum(p.numel() for p in contenders["ours"].backbone.parameters()),
         },
         "machine": machine(device),
@@ -97,8 +110,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         "peak_extra_bytes": extra,
         "resident_bytes": resident,
-        "throughput_ratio": {name: rounds.ratio(name, "ours").to_dict() for name in others},
-        "memory_ratio": {name: whole[name] / whole["ours"] if extra["ours"] else None for name in others},
+        "throughput_ratio": {
+            ours: {name: rounds.ratio(name, ours).to_dict() for name in others} for ours in (OURS, MICRO)
+        },
+        "memory_ratio": {
+            ours: {name: whole[name] / whole[ours] if extra[ours] else None for name in others}
+            for ours in (OURS, MICRO)
+        },
         "loss_difference": _require_equal(contenders, precision),
         "losses": {name: torch.stack(step.losses).tolist() for name, step in contenders.items()},
     }
@@ -125,7 +143,7 @@ def report(result: Mapping[str, Any]) -> str:
         [
             f"train {result['size']}: generator {result['weights']['generator']:,}, backbone "
             f"{result['weights']['backbone']:,} weights, {result['conditions']} LoRAs x "
-            f"{result['noise_levels']} rows, {result['precision']}"
+            f"{result['noise_levels']} rows (or {result['accumulate']} micro-batches), {result['precision']}"
             + (", gradient checkpointing" if result["gradient_checkpointing"] else "")
             + f" on {where['name']} ({where['device']})",
             table(
@@ -142,16 +160,20 @@ def report(result: Mapping[str, Any]) -> str:
             ),
             f"ceiling: {result['ceiling_flops'] / 1e9:,.0f} GFLOP/s of a plain matrix product in the same "
             "rounds; always there: weights and moments; recomputed work is not counted",
-            *(_compared(name, ratio, result["memory_ratio"][name]) for name, ratio in ratios.items()),
-            f"losses of {len(result['losses']['ours'])} steps agree to {result['loss_difference']:.1e}",
+            *(
+                _compared(ours, other, ratio, result["memory_ratio"][ours][other])
+                for ours, beside in ratios.items()
+                for other, ratio in beside.items()
+            ),
+            f"losses of {len(result['losses'][OURS])} steps agree to {result['loss_difference']:.1e}",
         ]
     )
 
 
-def _compared(name: str, throughput: Mapping[str, float], memory: float | None) -> str:
+def _compared(ours: str, other: str, throughput: Mapping[str, float], memory: float | None) -> str:
     reached = throughput["median"] >= GOALS["throughput"] or (memory or 0) >= GOALS["memory"]
     return (
-        f"ours / {name}: throughput {throughput['median']:.2f} [{throughput['minimum']:.2f}, "
+        f"{ours} / {other}: throughput {throughput['median']:.2f} [{throughput['minimum']:.2f}, "
         f"{throughput['maximum']:.2f}]"
         + ("" if memory is None else f", memory in all {1 / memory:.2f}")
         + f"; {GOALS['throughput']:g} x the throughput or 1 / {GOALS['memory']:g} of the memory: "

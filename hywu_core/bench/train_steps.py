@@ -1,4 +1,4 @@
-"""A HY-WU training step in three ways, on the same model, data and seeds: the trainer's, and two plain ones.
+"""A HY-WU training step in several ways, on the same model, data and seeds: the trainer's, and plain ones.
 
 Plainly: one sample at a time, since each has its own LoRA; its generator pass by itself; every adapted matrix
 written out as W + scale * B A and put in the place of W (`torch.func.functional_call`). Either the losses are
@@ -72,12 +72,16 @@ class Batch:
     time: Tensor  # (C R,)
     text: TextFeatures
 
-    def sample(self, number: int) -> Batch:
-        """One condition and its rows."""
+    def parts(self, count: int) -> list[Batch]:
+        """So many micro-batches; `count` divides the conditions."""
+        size = self.condition.batch // count
+        return [self._part(slice(number * size, (number + 1) * size)) for number in range(count)]
+
+    def _part(self, conditions: slice) -> Batch:
         repeats = len(self.time) // self.condition.batch
-        rows = slice(number * repeats, (number + 1) * repeats)
+        rows = slice(conditions.start * repeats, conditions.stop * repeats)
         return Batch(
-            Condition(self.condition.tokens[number : number + 1]),
+            Condition(self.condition.tokens[conditions]),
             *(x[rows] for x in (self.noisy, self.source, self.wanted, self.time)),
             TextFeatures(*(x[rows] for x in self.text)),
         )
@@ -161,15 +165,23 @@ class TrainingStep(ABC):
 
 
 class Ours(TrainingStep):
-    """All LoRAs in one forward pass, beside the frozen weights, all rows at once."""
+    """All LoRAs of a micro-batch in one forward pass, beside the frozen weights, all its rows at once.
+
+    accumulate: micro-batches of a step.
+    """
+
+    accumulate = 1
 
     def gradients(self, batch: Batch) -> Tensor:
-        """As `train/hywu.py` does it."""
+        """As `train/loop.py` and `train/adapting.py` do it."""
+        return torch.stack([self._of_part(part) for part in batch.parts(self.accumulate)]).sum()
+
+    def _of_part(self, part: Batch) -> Tensor:
         with self.autocast():
-            adapter = self.generator(batch.condition)
+            adapter = self.generator(part.condition)
         with attach(self.backbone.transformer, adapter):
             with self.autocast():
-                loss = _loss(self.backbone, batch)
+                loss = _loss(self.backbone, part) / self.accumulate
             loss.backward()
         return loss.detach()
 
@@ -180,13 +192,10 @@ class Plain(TrainingStep):
     def gradients(self, batch: Batch) -> Tensor:
         """Of the mean over the samples."""
         step = _Loss(self.backbone, self.autocast)
-        losses = [self._one(step, sample) for sample in self._samples(batch)]
+        losses = [self._one(step, sample) for sample in batch.parts(batch.condition.batch)]
         loss = torch.stack(losses).mean()
         loss.backward()
         return loss.detach()
-
-    def _samples(self, batch: Batch) -> list[Batch]:
-        return [batch.sample(number) for number in range(batch.condition.batch)]
 
     def _one(self, step: nn.Module, sample: Batch) -> Tensor:
         with self.autocast():
@@ -206,7 +215,7 @@ class Thrifty(Plain):
 
     def gradients(self, batch: Batch) -> Tensor:
         """Added up over the samples."""
-        samples = self._samples(batch)
+        samples = batch.parts(batch.condition.batch)
         step = _Loss(self.backbone, self.autocast, backward_of=len(samples))
         return torch.stack([self._one(step, sample) for sample in samples]).mean()
 

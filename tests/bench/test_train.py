@@ -6,24 +6,27 @@ import pytest
 
 from hywu_core.bench import train_steps
 from hywu_core.bench.__main__ import main
-from hywu_core.bench.train import PLAIN, THRIFTY
+from hywu_core.bench.train import MICRO, OURS, PLAIN, THRIFTY
 from hywu_core.errors import HywuError
 
-TINY = ["train", "--size", "tiny", "--steps", "1", "--threads", "1"]
+TINY = ["train", "--size", "tiny", "--steps", "1", "--threads", "1", "--accumulate", "2"]
 
 
 @pytest.mark.parametrize("further", [[], ["--bf16", "--gradient-checkpointing", "--noise-levels", "2"]])
 def test_both_ways_train_alike(further, capsys, tmp_path):
     assert main([*TINY, *further, "--json", str(tmp_path / "out.json")]) == 0
     result = json.loads((tmp_path / "out.json").read_text())
-    assert {THRIFTY} | ({PLAIN} if not further else set()) == result["throughput_ratio"].keys()
-    for name, ratio in result["throughput_ratio"].items():
-        assert len(result["losses"]["ours"]) == len(result["losses"][name]) == 4
-        assert result["losses"]["ours"][0] == pytest.approx(result["losses"][name][0], rel=1e-2)
-        assert ratio["runs"] == 1
-        assert result["flop"][name] > result["flop"]["ours"] > 0
+    assert {OURS, MICRO} == result["throughput_ratio"].keys() == result["memory_ratio"].keys()
+    for ours, beside in result["throughput_ratio"].items():
+        assert {THRIFTY} | ({PLAIN} if not further else set()) == beside.keys()
+        for name, ratio in beside.items():
+            assert len(result["losses"][ours]) == len(result["losses"][name]) == 4
+            assert result["losses"][ours][0] == pytest.approx(result["losses"][name][0], rel=1e-2)
+            assert ratio["runs"] == 1
+            assert result["flop"][name] > result["flop"][ours] > 0
     peak = result["peak_extra_bytes"]
-    assert peak[THRIFTY] > peak["ours"] > 0
+    assert peak[OURS] > peak[MICRO] > 0
+    assert peak[THRIFTY] > peak[MICRO]
     if not further:
         assert peak[PLAIN] > peak[THRIFTY]
     printed = capsys.readouterr().out
@@ -45,6 +48,7 @@ def test_a_difference_of_the_losses_is_an_error(monkeypatch):
     [
         (["--steps", "0"], "must be positive"),
         (["--noise-levels", "0"], "must be positive"),
+        (["--accumulate", "3"], "must divide the 2 LoRAs"),
         (["--device", "nonsense"], "'nonsense' is not available"),
     ],
 )

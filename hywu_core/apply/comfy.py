@@ -33,7 +33,7 @@ from ..lora import Adapter
 from ..lora.keys import Factors, to_file
 from .comfy_merge import DEAREST_SIDE_PATH, merged, relative_cost
 from .comfy_paths import KEY_PREFIX, AroundApplyModel, Schedule, Served, SidePaths, patcher_of
-from .comfy_places import Place, find_module, find_places
+from .comfy_places import Place, find_module, find_places, passes_by
 from .packed import PackedAdapter, Part
 
 __all__ = ["Applied", "Branch", "Mode", "Where", "apply_adapter", "find_places", "lora_model"]
@@ -58,7 +58,8 @@ class Where:
     start, end: of sampling, from 0 to 1.  branch: of classifier-free guidance.
     mode: "side path" runs beside the model; "merge" patches the weights as stock loaders do, which takes one
         LoRA, both branches and all of sampling; "auto" is the side path, unless its multiplications are more
-        than a quarter of the adapted modules' own (ranks in the hundreds) and merging is possible.
+        than a quarter of the adapted modules' own (ranks in the hundreds) and merging is possible, or it does
+        not reach a module (`passes_by`).
 
     Raises `HywuError` for values out of range.
     """
@@ -114,7 +115,7 @@ def apply_adapter(
     negative: another adapter for the negative branch; `adapter` then serves the positive one.
 
     Raises HywuError when the model has none of an adapter's targets, when it has one of other dims, for
-    values that are not finite, and for a merge that is not possible.
+    values that are not finite, and where the mode is not possible.
     """
     if not math.isfinite(strength):
         raise HywuError(f"The strength is {strength}; it must be a finite number.")
@@ -136,11 +137,20 @@ def apply_adapter(
     if where.mode == "merge" and cannot:
         raise HywuError(f"Merging into the weights takes {cannot}; choose the mode 'side path'.")
     cost = relative_cost(adapter, servings[0].places.values())
-    if where.mode == "merge" or (where.mode == "auto" and cost > DEAREST_SIDE_PATH and not cannot):
-        adapter.check()
-        report.append(
-            f"Merged into the weights (a side path of rank {adapter.rank} costs {cost:.0%} of theirs)."
+    unreached = _unreached(patcher.model, servings)
+    if unreached and (where.mode == "side path" or (where.mode == "auto" and cannot)):
+        raise HywuError(
+            f"{unreached[0].upper()}{unreached[1:]}; "
+            + (f"and merging takes {cannot}." if cannot else "choose the mode 'merge', or auto, which does.")
         )
+    dear = f"a side path of rank {adapter.rank} costs {cost:.0%} of theirs"
+    if (
+        where.mode == "merge"
+        or unreached
+        or (where.mode == "auto" and cost > DEAREST_SIDE_PATH and not cannot)
+    ):
+        adapter.check()
+        report.append(f"Merged into the weights ({unreached or dear}).")
         return Applied(merged(patcher, adapter, servings[0].places, strength), report)
     report.append(_described(servings, where))
     return Applied(_beside(patcher, servings, strength, where.schedule), report)
@@ -249,6 +259,17 @@ def _cannot_merge(servings: list[_Serving], where: Where) -> str:
     if not where.schedule.always:
         return f"all of sampling, and this LoRA is for {where.start:g} to {where.end:g}"
     return ""
+
+
+def _unreached(model: BaseModel, servings: list[_Serving]) -> str:
+    """A clause about modules that a side path would miss; empty if there are none."""
+    paths = dict.fromkeys(place.module for one in servings for place in one.places.values())
+    if not (missed := [path for path in paths if passes_by(model, path)]):
+        return ""
+    return (
+        f"a side path does not reach {len(missed)} INT8 layers whose kernel takes in the activation before "
+        f"them, such as {missed[0]}"
+    )
 
 
 def _described(servings: list[_Serving], where: Where) -> str:

@@ -104,3 +104,17 @@ def find_module(root: nn.Module, path: str) -> nn.Module:
     while "_orig_mod" in module._modules:
         module = module._modules["_orig_mod"]
     return module
+
+
+def passes_by(root: nn.Module, path: str) -> bool:
+    """Whether the module may be computed without its forward, so that a side path would be left out.
+
+    ComfyUI 0.33's `linear_input_act` hands INT8 weights to a kernel that takes in the activation before them
+    (in Wan's and LTX's MLPs); it is called by a module above.
+    """
+    weight = getattr(find_module(root, path), "weight", None)
+    if getattr(weight, "_layout_cls", None) != "TensorWiseINT8Layout":
+        return False
+    above = [path.rsplit(".", levels)[0] for levels in (1, 2)]
+    forwards = (type(find_module(root, parent)).forward for parent in above)
+    return any("linear_input_act" in forward.__code__.co_names for forward in forwards)

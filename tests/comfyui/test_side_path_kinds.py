@@ -25,6 +25,22 @@ def test_on_8_bit_weights_it_is_the_formula_on_their_own_outputs(measured, kind)
         assert "float8" in measured["quantised"][kind]["held_as"]
 
 
+def test_int8_layers_that_a_side_path_cannot_reach_are_merged_or_refused(measured):
+    """Their kernel takes the activation before them too, and their forward is never called."""
+    found = measured["wan"]
+    if not found:
+        pytest.skip("This ComfyUI has no such layers.")
+    assert found["effect"] > 0.01
+    assert found["report"][-1].startswith("Merged into the weights (")
+    assert "int8" in found["report"][-1].lower()
+    assert found["gap"] <= NOISE
+    assert found["after"] == 0
+    assert "blocks.0.ffn.2" in found["refused"]["side path"]
+    assert "choose the mode 'merge'" in found["refused"]["side path"]
+    assert "this LoRA is for the positive one" in found["refused"]["branch"]
+    assert found["other layers"][-1].startswith("Side path")
+
+
 def test_on_convolutions_it_equals_the_merged_weights(measured):
     found = measured["convolutions"]
     assert found["found"] == found["wanted"]

@@ -7,13 +7,16 @@ import json
 from flux import adapters, backbone, beside, cond, gap, plain_sum, predict, sample, shadowed
 
 # isort: split
+import comfy.ldm.wan.model
 import comfy.model_base
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
-from pack.hywu_core.apply.comfy import Where, find_places
+from pack.hywu_core.apply.comfy import Where, apply_adapter, find_places
+from pack.hywu_core.errors import HywuError
 from pack.hywu_core.lora import Adapter
 
 FP8 = torch.float8_e4m3fn
@@ -129,6 +132,60 @@ def convolutions() -> dict[str, object]:
     }
 
 
+def wan_in_int8() -> dict[str, object]:
+    """A small Wan whose MLP is in INT8: its activation is part of the second linear's own kernel there."""
+    if not hasattr(comfy.ops, "linear_input_act"):
+        return {}
+    torch.manual_seed(0)
+    sizes = {"dim": 128, "ffn_dim": 256, "num_heads": 1, "num_layers": 1}
+    model = comfy.ldm.wan.model.WanModel(**sizes, operations=comfy.ops.disable_weight_init)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    state = dict(model.state_dict())
+    how = torch.tensor(list(json.dumps({"format": "int8_tensorwise"}).encode()), dtype=torch.uint8)
+    for name in ("blocks.0.ffn.0", "blocks.0.ffn.2"):
+        weight = state[f"{name}.weight"]
+        scale = weight.abs().max() / 127
+        state |= {
+            f"{name}.weight": (weight / scale).round().to(torch.int8),
+            f"{name}.weight_scale": scale,
+            f"{name}.comfy_quant": how,
+        }
+    base = comfy.sd.load_diffusion_model_state_dict(state)
+
+    def run(patcher: ModelPatcher) -> torch.Tensor:
+        random = torch.Generator().manual_seed(2)
+        x, text = torch.randn(1, 16, 1, 8, 8, generator=random), torch.randn(1, 5, 4096, generator=random)
+        comfy.model_management.load_models_gpu([patcher, *patcher.get_nested_additional_models()])
+        options = {"wrappers": patcher.wrappers, "cond_or_uncond": [0]}
+        sigma = torch.full((1,), 0.7)
+        return patcher.model.apply_model(x, sigma, c_crossattn=text, transformer_options=options).clone()
+
+    def lora(name: str, d_in: int, d_out: int) -> Adapter:
+        random = torch.Generator().manual_seed(1)
+        A, B = (torch.randn(1, *shape, generator=random) for shape in ((3, d_in), (d_out, 3)))
+        return Adapter({name: (A, B)}, 0.3)
+
+    fused, other = lora("blocks.0.ffn.2", 256, 128), lora("blocks.0.self_attn.q", 128, 128)
+    untouched = run(base)
+    refused = {}
+    for kind, where in {"side path": Where(mode="side path"), "branch": Where(branch="positive")}.items():
+        try:
+            beside(base, fused, 1.0, where)
+        except HywuError as error:
+            refused[kind] = str(error)
+    auto, merged = apply_adapter(base, fused), beside(base, fused, 1.0, Where(mode="merge"))
+    scale = gap(run(merged), untouched)
+    return {
+        "refused": refused,
+        "report": auto.report,
+        "gap": gap(run(auto.model), run(merged)) / scale,
+        "effect": scale,
+        "other layers": apply_adapter(base, other).report,
+        "after": gap(run(base), untouched),
+    }
+
+
 def shared(adapter: Adapter) -> dict[str, object]:
     """One linear in two layers, adapted under one of its names and under both."""
     base = backbone()
@@ -196,6 +253,7 @@ def main() -> dict[str, object]:
         "quantised": quantised(adapter.select(0)),
         "convolutions": convolutions(),
         "shared": shared(adapter.select(0)),
+        "wan": wan_in_int8(),
         "other_gpus": other_gpus(adapter),
     }
 

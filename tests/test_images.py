@@ -17,6 +17,10 @@ def test_any_mode_becomes_rgb(tmp_path, mode):
     image = Image.fromarray(GRADIENT)
     image = image.convert("L").convert(mode) if mode in ("LA",) else image.convert(mode)
     image.save(path)
+    try:
+        Image.open(path).load()
+    except OSError as error:
+        pytest.skip(f"This Pillow cannot read its own {mode} file: {error}")
     photo = load_photo(path)
     assert photo.shape == (1, 3, 40, 30)
     assert photo.dtype == torch.float32

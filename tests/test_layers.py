@@ -137,13 +137,16 @@ def ours() -> Iterator[tuple[str, Import]]:
     return ((name, i) for name in MODULES for i in imports_of(name) if i.relative)
 
 
+STANDARD = sys.stdlib_module_names | {"tomllib"}  # also under 3.10, where tomli stands in
+
+
 def foreign() -> Iterator[tuple[str, Import]]:
     """(importing module, import) for every import of code that is neither ours nor the standard library's."""
     return (
         (name, i)
         for name in MODULES
         for i in imports_of(name)
-        if not i.relative and i.module.split(".")[0] not in sys.stdlib_module_names
+        if not i.relative and i.module.split(".")[0] not in STANDARD
     )
 
 

@@ -12,7 +12,7 @@ from ..generator import GeneratorConfig
 from . import plan_paper, plan_recipes
 from .plan_sizes import PIXELS_PER_TOKEN, TrainSize
 
-_RECIPES = ("flux_kontext", "qwen_image_edit", "longcat_image_edit")
+_RECIPES = tuple(plan_recipes.BACKBONES)
 _SIZES: dict[str, Callable[[], TrainSize]] = {
     "embedded_generator": plan_recipes.embedded_generator,
     "qwen_image_edit_2b": partial(plan_paper.qwen_image_edit, "qwen_image_edit_2b", 2e9, 16),
@@ -22,18 +22,8 @@ _SIZES: dict[str, Callable[[], TrainSize]] = {
 }
 # What only a plan can be told, and what a run can be told that changes nothing of a step.
 _OF_A_PLAN = ("n_condition", "pixels", "pictures", "n_text")
-_OF_NO_WEIGHT = (
-    "steps",
-    "lr",
-    "seed",
-    "device",
-    "warmup",
-    "checkpoint_every",
-    "backbone",
-    "encoder",
-    "cache",
-)
-_OF_NO_WEIGHT += ("data", "data_options", "allow_download")
+_OF_NO_WEIGHT = ("steps", "lr", "seed", "device", "warmup", "checkpoint_every", "backbone", "encoder")
+_OF_NO_WEIGHT += ("cache", "data", "data_options", "allow_download")
 
 
 def size_names() -> tuple[str, ...]:

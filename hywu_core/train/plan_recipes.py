@@ -48,7 +48,7 @@ BACKBONES = {
         longcat,
         {"num_layers": 10, "num_single_layers": 20},
         512 + 324,
-        ("a picture of 324 tokens beside the 512 of the instruction",),
+        ("10 double and 20 single blocks", "a picture of 324 tokens beside the 512 of the instruction"),
     ),
 }
 

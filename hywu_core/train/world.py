@@ -30,15 +30,16 @@ from ..pipeline import DEFAULT_STEPS, HywuPipeline
 from .processes import first_process
 
 FULL_SIZES = ((256, 256), (256, 256), (224, 288), (288, 224), (192, 336), (336, 192), (208, 304), (304, 208))
+_SMALLEST = 96
 
 
 def sizes_about(pixels: int) -> tuple[tuple[int, int], ...]:
     """The shapes of FULL_SIZES, of about pixels x pixels: smaller pictures are cheaper to learn from.
 
-    Raises HywuError for less than 64: no shape of the seven would be left as it is.
+    Raises HywuError for less than 96, where rounding would make squares of them.
     """
-    if pixels < 4 * MULTIPLE:
-        raise HywuError(f"pixels is {pixels}; it must be at least {4 * MULTIPLE}.")
+    if pixels < _SMALLEST:
+        raise HywuError(f"pixels is {pixels}; it must be at least {_SMALLEST}.")
     scale = pixels / math.sqrt(WORKING_AREA)
     return tuple(tuple(round(n * scale / MULTIPLE) * MULTIPLE for n in size) for size in FULL_SIZES)
 

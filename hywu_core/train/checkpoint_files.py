@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,10 +200,14 @@ def _expect_one_process() -> None:
 
 
 def require_storage() -> None:
-    """HywuError where torch is too old to write or read checkpoints."""
+    """HywuError where torch is too old to write checkpoints: 2.8 cannot save shards of many processes."""
     try:
-        from torch.distributed.checkpoint import HuggingFaceStorageWriter  # noqa: F401
-    except ImportError as error:
+        from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+        sharded = "save_distributed" in signature(HuggingFaceStorageWriter).parameters
+    except ImportError:
+        sharded = False
+    if not sharded:
         raise HywuError(
-            f"Training writes its checkpoints with torch 2.8 or newer; this is torch {torch.__version__}."
-        ) from error
+            f"Training writes its checkpoints with torch 2.9 or newer; this is torch {torch.__version__}."
+        )

@@ -324,9 +324,14 @@ def test_sigterm_is_as_good_as_ctrl_c(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_torch_without_the_storage_is_told_which_one_has_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("has", ["no such storage", "one that many processes cannot write to"])
+def test_a_torch_without_the_storage_is_told_which_one_has_it(has, tmp_path, monkeypatch):
     import torch.distributed.checkpoint as dcp
 
-    monkeypatch.delattr(dcp, "HuggingFaceStorageWriter")
-    with pytest.raises(HywuError, match=r"torch 2\.8 or newer; this is torch"):
+    if has == "no such storage":
+        monkeypatch.delattr(dcp, "HuggingFaceStorageWriter")
+    else:
+        monkeypatch.setattr(dcp, "HuggingFaceStorageWriter", lambda path, fqn_to_index_mapping=None: None)
+    with pytest.raises(HywuError, match=r"torch 2\.9 or newer; this is torch"):
         train(Toy(), CONFIG, tmp_path, RUN)
+    assert not any(tmp_path.iterdir())

@@ -20,7 +20,7 @@ from ..storage import atomic_path
 from . import plan as planning
 from . import recipes
 from .check_data import add_arguments, check_data, options_of, refuse_stray
-from .checkpoint_files import describe, newest
+from .checkpoint_files import describe, newest, require_storage
 from .config import TrainConfig
 from .loop import Task, train
 from .parallel import Parallel, ParallelConfig, add_parallel_arguments, parallel_config
@@ -162,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         with one_speaks(HywuError):  # every process reads the same command line
             planned = plan(arguments)
             require("diffusers", "matplotlib")
+            require_storage()  # before the data is prepared
         with Parallel.joined(planned.parallel, planned.config.device) as parallel:
             return _run(planned, parallel)
 

@@ -33,7 +33,7 @@ from ..lora import Adapter
 from ..lora.keys import Factors, to_file
 from .comfy_merge import DEAREST_SIDE_PATH, merged, relative_cost
 from .comfy_paths import KEY_PREFIX, AroundApplyModel, Schedule, Served, SidePaths, patcher_of
-from .comfy_places import Place, find_module, find_places, passes_by
+from .comfy_places import Place, find_module, find_places
 from .packed import PackedAdapter, Part
 
 __all__ = ["Applied", "Branch", "Mode", "Where", "apply_adapter", "find_places", "lora_model"]
@@ -59,7 +59,7 @@ class Where:
     mode: "side path" runs beside the model; "merge" patches the weights as stock loaders do, which takes one
         LoRA, both branches and all of sampling; "auto" is the side path, unless its multiplications are more
         than a quarter of the adapted modules' own (ranks in the hundreds) and merging is possible, or it does
-        not reach a module (`passes_by`).
+        not reach a module (`Place.passed_by`).
 
     Raises `HywuError` for values out of range.
     """
@@ -137,18 +137,15 @@ def apply_adapter(
     if where.mode == "merge" and cannot:
         raise HywuError(f"Merging into the weights takes {cannot}; choose the mode 'side path'.")
     cost = relative_cost(adapter, servings[0].places.values())
-    unreached = _unreached(patcher.model, servings)
+    unreached = _unreached(servings)
     if unreached and (where.mode == "side path" or (where.mode == "auto" and cannot)):
         raise HywuError(
             f"{unreached[0].upper()}{unreached[1:]}; "
             + (f"and merging takes {cannot}." if cannot else "choose the mode 'merge', or auto, which does.")
         )
     dear = f"a side path of rank {adapter.rank} costs {cost:.0%} of theirs"
-    if (
-        where.mode == "merge"
-        or unreached
-        or (where.mode == "auto" and cost > DEAREST_SIDE_PATH and not cannot)
-    ):
+    rather_merged = unreached or (cost > DEAREST_SIDE_PATH and not cannot)
+    if where.mode == "merge" or (where.mode == "auto" and rather_merged):
         adapter.check()
         report.append(f"Merged into the weights ({unreached or dear}).")
         return Applied(merged(patcher, adapter, servings[0].places, strength), report)
@@ -261,14 +258,14 @@ def _cannot_merge(servings: list[_Serving], where: Where) -> str:
     return ""
 
 
-def _unreached(model: BaseModel, servings: list[_Serving]) -> str:
+def _unreached(servings: list[_Serving]) -> str:
     """A clause about modules that a side path would miss; empty if there are none."""
-    paths = dict.fromkeys(place.module for one in servings for place in one.places.values())
-    if not (missed := [path for path in paths if passes_by(model, path)]):
+    places = (place for one in servings for place in one.places.values())
+    if not (missed := dict.fromkeys(place.module for place in places if place.passed_by)):
         return ""
     return (
         f"a side path does not reach {len(missed)} INT8 layers whose kernel takes in the activation before "
-        f"them, such as {missed[0]}"
+        f"them, such as {next(iter(missed))}"
     )
 
 

@@ -30,6 +30,7 @@ class Place:
     d_in: of a convolution, channels times kernel.
     permute: how ComfyUI reordered the target's rows when it converted the weights, if it did.
     convolution: how the module reads its input, if it is one.
+    passed_by: whether the module may be computed without its forward, so that a side path would be left out.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Place:
     d_out: int
     permute: Callable[[Tensor], Tensor] | None
     convolution: Convolution | None = None
+    passed_by: bool = False
 
     @property
     def fused(self) -> bool:
@@ -71,7 +73,8 @@ def find_places(model: BaseModel, names: Sequence[str]) -> dict[str, Place]:
             continue
         d_in, d_out, convolution = dims
         _axis, start, length = rows or (0, 0, d_out)  # the table slices along rows only
-        places[target] = Place(name, path, start, length, d_in, d_out, permute, convolution)
+        passed_by = _passed_by(model, path, module)
+        places[target] = Place(name, path, start, length, d_in, d_out, permute, convolution, passed_by)
     return places
 
 
@@ -106,14 +109,13 @@ def find_module(root: nn.Module, path: str) -> nn.Module:
     return module
 
 
-def passes_by(root: nn.Module, path: str) -> bool:
-    """Whether the module may be computed without its forward, so that a side path would be left out.
+def _passed_by(root: nn.Module, path: str, module: nn.Module) -> bool:
+    """Whether the module may be computed without its forward.
 
     ComfyUI 0.33's `linear_input_act` hands INT8 weights to a kernel that takes in the activation before them
     (in Wan's and LTX's MLPs); it is called by a module above.
     """
-    weight = getattr(find_module(root, path), "weight", None)
-    if getattr(weight, "_layout_cls", None) != "TensorWiseINT8Layout":
+    if getattr(getattr(module, "weight", None), "_layout_cls", None) != "TensorWiseINT8Layout":
         return False
     above = [path.rsplit(".", levels)[0] for levels in (1, 2)]
     forwards = (type(find_module(root, parent)).forward for parent in above)

@@ -72,18 +72,15 @@ def flux(config: Mapping[str, Any]) -> nn.Module:
 
 
 def _call_flux(size: BackboneSize, module: nn.Module, rows: int, like: dict[str, Any]) -> Tensor:
-    config, n_image = module.config, size.pictures * size.side**2
-    out = module(
-        hidden_states=torch.zeros(rows, n_image, config.in_channels, **like),
-        encoder_hidden_states=torch.zeros(rows, size.n_text, config.joint_attention_dim, **like),
+    config = module.config
+    return _call_two_streams(
+        size,
+        module,
+        rows,
+        like,
         pooled_projections=torch.zeros(rows, config.pooled_projection_dim, **like),
-        timestep=torch.zeros(rows, **like),
-        img_ids=torch.zeros(n_image, 3, device=like["device"]),
-        txt_ids=torch.zeros(size.n_text, 3, device=like["device"]),
         guidance=torch.ones(rows, **like) if config.guidance_embeds else None,
-        return_dict=False,
-    )[0]
-    return out[:, : size.side**2]
+    )
 
 
 def longcat(config: Mapping[str, Any]) -> nn.Module:
@@ -93,7 +90,9 @@ def longcat(config: Mapping[str, Any]) -> nn.Module:
     return LongCatImageTransformer2DModel(**config)
 
 
-def _call_longcat(size: BackboneSize, module: nn.Module, rows: int, like: dict[str, Any]) -> Tensor:
+def _call_two_streams(
+    size: BackboneSize, module: nn.Module, rows: int, like: dict[str, Any], **further: Tensor | None
+) -> Tensor:
     config, n_image = module.config, size.pictures * size.side**2
     out = module(
         hidden_states=torch.zeros(rows, n_image, config.in_channels, **like),
@@ -101,6 +100,7 @@ def _call_longcat(size: BackboneSize, module: nn.Module, rows: int, like: dict[s
         timestep=torch.zeros(rows, **like),
         img_ids=torch.zeros(n_image, 3, device=like["device"]),
         txt_ids=torch.zeros(size.n_text, 3, device=like["device"]),
+        **further,
         return_dict=False,
     )[0]
     return out[:, : size.side**2]
@@ -138,7 +138,7 @@ def _call_mixture(size: BackboneSize, module: nn.Module, rows: int, like: dict[s
 
 _KINDS = {
     "flux": _Kind(flux, _call_flux),
-    "longcat": _Kind(longcat, _call_longcat),
+    "longcat": _Kind(longcat, _call_two_streams),
     "qwen_image": _Kind(qwen_image, _call_qwen),
     "hunyuan_image": _Kind(_mixture, _call_mixture),
 }

@@ -56,7 +56,7 @@ def _changed(size: TrainSize, settings: dict[str, str]) -> TrainSize:
     known = {each.name: each.type for each in fields(GeneratorConfig)}
     generator: dict[str, Any] = {}
     for name, value in settings.items():
-        if name in ("rank", "noise_levels", "n_condition", "pixels", "pictures", "n_text"):
+        if name in ("rank", "noise_levels", *_OF_A_PLAN):
             number = _number(name, value, int)
             if number < 1:
                 raise HywuError(f"{name} is {number}; it must be at least 1.")

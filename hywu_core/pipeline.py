@@ -18,7 +18,7 @@ from .backbones.embedded import EmbeddedBackbone
 from .backbones.sampling import euler, seeded_noise
 from .conditions import Condition
 from .conditions.embedded import EmbeddedConditionEncoder, embedded_condition
-from .embedded import GENERATOR
+from .embedded import BACKBONE, GENERATOR
 from .embedded.autoencoder import TinyAutoencoder
 from .embedded.sizing import WORKING_AREA, fit_image
 from .embedded.text import EmbeddedTextEncoder
@@ -27,6 +27,7 @@ from .generate import generate
 from .generator import ParameterGenerator, load_generator
 from .generator.fingerprint import fingerprint
 from .lora import Adapter
+from .storage import file_sha256
 
 DEFAULT_STEPS = 8
 
@@ -71,6 +72,7 @@ class HywuPipeline:
         # The generator first: it is the one file of somebody else's making, and is refused in a second.
         loaded = load_generator(generator if generator is not None else GENERATOR, device=device).eval()
         check_embedded(loaded)
+        check_shipped_backbone(loaded)
         return cls(
             EmbeddedBackbone.load(device=device),
             TinyAutoencoder.load(device=device),
@@ -140,4 +142,18 @@ def check_embedded(generator: ParameterGenerator) -> None:
             f"This generator adapts the backbone '{backbone}' and reads the conditions of the encoder "
             f"'{encoder}'; the embedded models need '{EmbeddedBackbone.kind}' and "
             f"'{EmbeddedConditionEncoder.kind}'."
+        )
+
+
+def check_shipped_backbone(generator: ParameterGenerator) -> None:
+    """HywuError if a generator's file says that it was trained on other weights than the shipped backbone's.
+
+    A LoRA for other weights would not fail, but spoil the picture.
+    """
+    trained_on = generator.backbone_info
+    shipped = file_sha256(BACKBONE)
+    if trained_on.get("sha256", shipped) != shipped:
+        raise HywuError(
+            f"This generator was trained on the backbone '{trained_on.get('id')}' with the sha256 "
+            f"{trained_on['sha256']}; the embedded '{BACKBONE.stem}' here has {shipped}."
         )

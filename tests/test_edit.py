@@ -202,6 +202,10 @@ WRONG = {
         (PHOTO, "darker", "--generator", "qwen.safetensors"),
         "'qwen_image_edit'.*'embedded'",
     ),
+    "a generator for another file of the backbone": (
+        (PHOTO, "darker", "--generator", "retrained.safetensors"),
+        "'my_flux'.*'hywu_embedded_flux_kontext'",
+    ),
     "a generator with NaN": ((PHOTO, "darker", "--generator", "nan.safetensors"), "not finite"),
 }
 
@@ -220,6 +224,8 @@ def wrong_files(tmp_path_factory) -> Path:
     generator = load_generator(GENERATOR)
     kind = {"kind": "qwen_image_edit", "id": "Qwen/Qwen-Image-Edit-2509"}
     save_generator(folder / "qwen.safetensors", generator, backbone=kind, dtype=torch.float16)
+    retrained = {"kind": "embedded", "id": "my_flux", "sha256": "0" * 64}
+    save_generator(folder / "retrained.safetensors", generator, backbone=retrained, dtype=torch.float16)
     at = whole.rindex(whole[-64:-62])  # two bytes of the last tensor's values
     (folder / "nan.safetensors").write_bytes(whole[:at] + b"\xff\x7f" + whole[at + 2 :])
     return folder

@@ -10,8 +10,10 @@ from hywu_core.backbones.embedded import EmbeddedBackbone
 from hywu_core.backbones.embedded_edit import EmbeddedEditBackbone
 from hywu_core.backbones.inputs import EditSample
 from hywu_core.backbones.sampling import seeded_noise
+from hywu_core.embedded import BACKBONE
 from hywu_core.embedded.text import EmbeddedTextEncoder
 from hywu_core.errors import HywuError
+from hywu_core.storage import file_sha256
 
 PROMPT = "make it darker"
 
@@ -43,4 +45,5 @@ def test_it_is_not_quantised():
 
 
 def test_its_file_says_embedded(load):
-    assert load("embedded")[1].backbone_info() == {"kind": "embedded", "id": "hywu_embedded_flux_kontext"}
+    info = {"kind": "embedded", "id": "hywu_embedded_flux_kontext", "sha256": file_sha256(BACKBONE)}
+    assert load("embedded")[1].backbone_info() == info

@@ -18,7 +18,7 @@ from .backbones.embedded import EmbeddedBackbone
 from .backbones.sampling import euler, seeded_noise
 from .conditions import Condition
 from .conditions.embedded import EmbeddedConditionEncoder, embedded_condition
-from .embedded import BACKBONE, GENERATOR
+from .embedded import GENERATOR
 from .embedded.autoencoder import TinyAutoencoder
 from .embedded.sizing import WORKING_AREA, fit_image
 from .embedded.text import EmbeddedTextEncoder
@@ -27,7 +27,6 @@ from .generate import generate
 from .generator import ParameterGenerator, load_generator
 from .generator.fingerprint import fingerprint
 from .lora import Adapter
-from .storage import file_sha256
 
 DEFAULT_STEPS = 8
 
@@ -150,10 +149,9 @@ def check_shipped_backbone(generator: ParameterGenerator) -> None:
 
     A LoRA for other weights would not fail, but spoil the picture.
     """
-    trained_on = generator.backbone_info
-    shipped = file_sha256(BACKBONE)
-    if trained_on.get("sha256", shipped) != shipped:
+    trained_on, shipped = generator.backbone_info, EmbeddedBackbone.info()
+    if trained_on.get("sha256", shipped["sha256"]) != shipped["sha256"]:
         raise HywuError(
             f"This generator was trained on the backbone '{trained_on.get('id')}' with the sha256 "
-            f"{trained_on['sha256']}; the embedded '{BACKBONE.stem}' here has {shipped}."
+            f"{trained_on['sha256']}; the embedded '{shipped['id']}' here has {shipped['sha256']}."
         )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..embedded import BACKBONE
 from ..embedded.text import TextFeatures
 from ..errors import HywuError
-from ..storage import open_safetensors, write_safetensors
+from ..storage import file_sha256, open_safetensors, write_safetensors
 from .packing import PATCH, patchify, position_ids, unpatchify
 
 if TYPE_CHECKING:
@@ -104,6 +104,11 @@ class EmbeddedBackbone(nn.Module):
     def file_metadata(self) -> dict[str, str]:
         """Header metadata with which `load` rebuilds this model."""
         return {"format": "pt", CONFIG_KEY: json.dumps(asdict(self.config))}
+
+    @classmethod
+    def info(cls, path: str | Path = BACKBONE) -> dict[str, str]:
+        """What a generator's file says about the backbone it was trained on: there may be several files."""
+        return {"kind": cls.kind, "id": Path(path).stem, "sha256": file_sha256(path)}
 
     @classmethod
     def load(cls, path: str | Path = BACKBONE, device: str | torch.device = "cpu") -> EmbeddedBackbone:

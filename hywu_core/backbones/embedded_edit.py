@@ -18,7 +18,6 @@ from ..embedded.autoencoder import TinyAutoencoder
 from ..embedded.sizing import MULTIPLE, WORKING_AREA
 from ..embedded.text import TEXT_ENCODER, EmbeddedTextEncoder
 from ..errors import HywuError
-from ..storage import file_sha256
 from .base import EditBackbone, EditEncoders, PictureSizes
 from .embedded import EmbeddedBackbone
 from .flux_kontext import POOLED, FluxKontext
@@ -62,7 +61,6 @@ class EmbeddedEditBackbone(FluxKontext):
     encoders = EmbeddedEncoders
     target_sizes = PictureSizes(WORKING_AREA, MULTIPLE)
     control_sizes = None
-    sha256: str | None = None  # of the file that the weights were read from
     default_targets = ("*transformer_blocks.*",)  # the modulations too, as the shipped generator has them
 
     @classmethod
@@ -94,12 +92,12 @@ class EmbeddedEditBackbone(FluxKontext):
         if dtype != torch.float32:
             transformer = transformer.to(dtype)
         backbone = cls(transformer, Path(model).stem, cls.default_schedule())
-        backbone.sha256 = file_sha256(model)
+        backbone.info = EmbeddedBackbone.info(model)
         return backbone
 
     def backbone_info(self) -> dict[str, str]:
-        """Its weights, too: there may be several files of this kind."""
-        return super().backbone_info() | ({"sha256": self.sha256} if self.sha256 else {})
+        """With the sha256 of the file that the weights were read from."""
+        return self.info
 
     @classmethod
     def default_schedule(cls) -> FlowSchedule:

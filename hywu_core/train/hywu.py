@@ -18,14 +18,12 @@ from ..backbones.packing import count_tokens
 from ..conditions import Condition
 from ..conditions.embedded import CONDITION_DIM, EmbeddedConditionEncoder, embedded_condition
 from ..data.photo_ops import OPS
-from ..embedded import BACKBONE
 from ..embedded.sizing import WORKING_AREA
 from ..embedded.text import TextFeatures
 from ..errors import HywuError, require_positive
 from ..generator import GeneratorConfig, ParameterGenerator, load_generator
 from ..lora import Adapter, LoraSpec
 from ..pipeline import HywuPipeline
-from ..storage import file_sha256
 from ..tokens import TokenLayout
 from .adaptation import export, make_adaptation, require_adaptation
 from .adapting import AdaptingConfig, AdaptingTask, Edits
@@ -182,7 +180,7 @@ class HywuTask(AdaptingTask):
             stem,
             self.config.operations,
             encoder=EmbeddedConditionEncoder.info(),
-            backbone={"kind": EmbeddedBackbone.kind, "id": BACKBONE.stem, "sha256": file_sha256(BACKBONE)},
+            backbone=EmbeddedBackbone.info(),
             provenance={"recipe": self.name},
             dtype=torch.float16,
         )

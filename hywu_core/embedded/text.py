@@ -3,16 +3,18 @@
 The architecture is that of the multilingual Universal Sentence Encoder, CNN variant (Yang et al., arXiv
 1907.04307): embeddings of subword pieces, three residual n-gram convolutions, a sum over the pieces and a
 small residual head. The weights are its, pruned to two languages and adapted to requests for photographic
-edits; see text/README.md.
+edits; see text/README.md. Last comes a memory: the directions of requests it knows, to the nearest of which
+a sentence is drawn.
 
-Shapes: B batch, N pieces with the two sentence marks, E = 512 channels, C = 256 channels of a branch.
+Shapes: B batch, N pieces with the two sentence marks, E = 512 channels, C = 256 channels of a branch,
+M remembered directions.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,17 +37,28 @@ NGRAMS = ((2, 0), (3, 1), (5, 2))
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """Sizes of the encoder; `max_pieces` counts the words' pieces, without the two sentence marks."""
+    """Sizes of the encoder; `max_pieces` counts the words' pieces, without the two sentence marks.
+
+    memory: how many sentence directions it remembers; 0 for none. recall_above: the cosine to the nearest of
+    them from which on a sentence is taken for it.
+    """
 
     vocabulary: int
     width: int = 512
     branch_width: int = 256
     head_width: int = 320
     max_pieces: int = 128
+    memory: int = 0
+    recall_above: float = 0.4
 
     def __post_init__(self) -> None:
-        if min(asdict(self).values()) < 1:
-            raise HywuError(f"Every size of the text encoder must be at least 1, got {asdict(self)}.")
+        sizes = (self.vocabulary, self.width, self.branch_width, self.head_width, self.max_pieces)
+        if min(sizes) < 1 or self.memory < 0:
+            raise HywuError(
+                f"Every size of the text encoder must be at least 1 (its memory 0), got {asdict(self)}."
+            )
+        if not 0 <= self.recall_above <= 1:
+            raise HywuError(f"recall_above is a cosine from 0 to 1, not {self.recall_above}.")
 
 
 class TextFeatures(NamedTuple):
@@ -122,6 +135,29 @@ class EmbeddedTextEncoder(nn.Module):
         self.salience = nn.Linear(width, 1)
         self.head1 = _ResidualBlock(width, config.head_width, config.head_width)
         self.head2 = _ResidualBlock(config.head_width, width, width)
+        if config.memory:
+            self.register_buffer("memory", torch.zeros(config.memory, width))
+
+    def remembering(self, directions: Tensor) -> EmbeddedTextEncoder:
+        """A frozen copy that remembers these sentence directions (M, E) instead of what it remembered."""
+        config = replace(self.config, memory=len(directions))
+        copy = EmbeddedTextEncoder(config, self.tokenizer).to(self.device)
+        copy.load_state_dict({**self.state_dict(), "memory": directions})
+        return copy.eval().requires_grad_(False)
+
+    def recall(self, sentences: Tensor) -> Tensor:
+        """Normalised sentences (B, E) to the remembered directions (B, E), each to the nearest.
+
+        Requests for one edit scatter by their wording, and what was trained on the sentence follows the
+        scatter. This is a modern Hopfield network (Ramsauer et al., arXiv 2008.02217, eq. 3) at the limit of
+        a large beta, where one update is the nearest pattern. A sentence less like all of them than
+        `recall_above` is about something else, and stays as it is.
+        """
+        if not self.config.memory or not len(sentences):
+            return sentences
+        directions = F.normalize(self.memory.to(sentences), dim=-1)
+        likeness, nearest = (sentences @ directions.T).max(dim=1)
+        return torch.where(likeness[:, None] >= self.config.recall_above, directions[nearest], sentences)
 
     @property
     def device(self) -> torch.device:
@@ -153,6 +189,8 @@ class EmbeddedTextEncoder(nn.Module):
     def encode(self, prompts: Sequence[str], batched: bool = False, silent: bool = False) -> TextFeatures:
         """Encode prompts one by one: a prompt's features are the same bits in whatever company it comes.
 
+        The sentence is what the memory recalls of it; the words stay as typed.
+
         `batched` encodes prompts of equal length together: much faster for thousands, and equal only to
         rounding. Tokens hold the first 31 pieces of a longer prompt, the pooled embedding up to 128.
         HywuError for an empty one, unless `silent`: then it has no tokens at all, as prompt dropout wants it.
@@ -171,7 +209,7 @@ class EmbeddedTextEncoder(nn.Module):
             together = torch.tensor([ids[row] for row in rows], device=self.device)
             features, sentences = self(together, torch.ones_like(together, dtype=torch.bool))
             words = F.layer_norm(features[:, 1:-1][:, : N_TOKENS - 1].float(), (width,))
-            tokens[rows, 0] = sentences.float() * width**0.5
+            tokens[rows, 0] = self.recall(sentences.float()) * width**0.5
             tokens[rows, 1 : 1 + words.shape[1]] = words
             mask[rows, : 1 + words.shape[1]] = True
         return TextFeatures(tokens=tokens, mask=mask, pooled=tokens[:, 0].clone())

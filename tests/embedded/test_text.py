@@ -15,7 +15,7 @@ from hywu_core.data.instructions import phrases
 from hywu_core.embedded.quantize import dequantize, quantize
 from hywu_core.embedded.text import TEXT_ENCODER, EmbeddedTextEncoder, TextEncoderConfig
 from hywu_core.errors import HywuError
-from hywu_core.train.text_accuracy import embed, nearest_operations
+from hywu_core.train.text_accuracy import centroids, embed, nearest_operations
 
 USER_PHRASES = json.loads(Path(__file__).with_name("user_phrases.json").read_text(encoding="utf-8"))
 
@@ -120,6 +120,62 @@ def test_save_and_load(small, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_memory_draws_a_sentence_to_the_nearest_direction_and_leaves_the_words(small, tmp_path):
+    prompts = ["hello you", "something else", "abc"]
+    plain = small.encode(prompts)
+    # Near the first sentence, twice as far from the second, and opposite to the third.
+    near = torch.nn.functional.normalize(plain.pooled, dim=-1)
+    directions = torch.stack([near[0] + 0.02 * torch.arange(16) / 16, -near[2]])
+    memory = small.remembering(directions)
+    for encoder in (memory, _stored(memory, tmp_path, 8)):
+        recalled = encoder.encode(prompts)
+        assert torch.equal(recalled.tokens[:, 1:], plain.tokens[:, 1:])
+        assert torch.equal(recalled.tokens[:, 0], recalled.pooled)
+        cosine = torch.cosine_similarity(recalled.pooled[:1], directions[:1])
+        assert cosine.item() > 0.9999
+        assert not torch.equal(recalled.pooled[0], plain.pooled[0])
+        assert recalled.pooled.norm(dim=1) == pytest.approx(4, rel=1e-5)
+    ids = torch.tensor([small.tokenize("hello you")])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    for raw, other in zip(small(ids, mask), memory(ids, mask), strict=True):
+        assert torch.equal(raw, other), "what the memory is made of must not pass through it"
+
+
+def test_a_sentence_like_nothing_remembered_stays_as_it_is(small):
+    plain = small.encode(["hello you"])
+    away = small.remembering(-plain.pooled)
+    assert torch.equal(away.encode(["hello you"]).pooled, plain.pooled)
+    assert away.encode(["  "], silent=True).pooled.eq(0).all()
+
+
+def test_a_file_without_a_memory_recalls_nothing(small, tmp_path):
+    loaded = _stored(small, tmp_path, 4)
+    assert loaded.config.memory == 0
+    assert "memory" not in loaded.state_dict()
+    sentences = torch.randn(3, 16)
+    assert torch.equal(loaded.recall(sentences), sentences)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"memory": -1}, "memory"), ({"width": 0}, "at least 1"), ({"recall_above": 1.5}, "not 1.5")],
+)
+def test_settings_that_are_not_sizes(wrong, said):
+    with pytest.raises(HywuError, match=said):
+        TextEncoderConfig(**{"vocabulary": 30, **wrong})
+
+
+def _stored(encoder: EmbeddedTextEncoder, folder: Path, memory_bits: int) -> EmbeddedTextEncoder:
+    path = folder / "stored.safetensors"
+    encoder.save(path, {"memory": memory_bits}, {"seed": "0"})
+    loaded = EmbeddedTextEncoder.load(path)
+    # Only the memory is under test, so the words are not to be rounded.
+    loaded.load_state_dict(
+        {**encoder.state_dict(), **{k: v for k, v in loaded.state_dict().items() if k == "memory"}}
+    )
+    return loaded
+
+
 def test_files_that_are_not_text_encoders(tmp_path):
     with pytest.raises(HywuError, match="no file"):
         EmbeddedTextEncoder.load(tmp_path / "absent.safetensors")
@@ -194,6 +250,22 @@ def test_held_out_phrases(accuracy):
     """The bank's held-out phrases avoid the training phrases' words on purpose; numbers in the model card."""
     assert accuracy["en"] >= 0.78
     assert accuracy["zh"] >= 0.83
+
+
+def test_the_shipped_memory_holds_every_operation(encoder):
+    """What people write recalls the direction of what they ask for; other sentences recall nothing."""
+    operations = sorted(USER_PHRASES)
+    assert encoder.config.memory == len(operations)
+    asked = [(operation, text) for operation, texts in USER_PHRASES.items() for text in texts]
+    recalled = torch.nn.functional.normalize(encoder.encode([text for _, text in asked]).pooled, dim=-1)
+    homes = centroids(encoder, operations)[0]
+    nearest = (recalled @ homes.T).max(dim=1)
+    right = sum(operations[i] == op for i, (op, _) in zip(nearest.indices.tolist(), asked, strict=True))
+    assert right >= 0.95 * len(asked)
+    assert nearest.values.min() > 0.98
+    strangers = ["the train leaves at noon", "in the style of sks", "在桌上放一杯咖啡", "a photo of my dog"]
+    stay = encoder.encode(strangers).pooled / 512**0.5
+    torch.testing.assert_close(stay, embed(encoder, strangers)[0])
 
 
 def test_user_phrases_are_not_in_the_bank():

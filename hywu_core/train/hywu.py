@@ -38,6 +38,8 @@ class HywuTrainingConfig(AdaptingConfig):
 
     operations: tuple[str, ...] = tuple(OPS)
     base_share: float = 0.3  # how likely a base operation is beside a new one: old competence must stay
+    focus: tuple[str, ...] = ()  # operations that come more often, such as those that fail
+    focus_share: float = 3.0  # how many times as often
     rank: int = 8
     d_model: int = 256
     n_layers: int = 3
@@ -53,8 +55,13 @@ class HywuTrainingConfig(AdaptingConfig):
     photos: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.base_share < math.inf:
-            raise HywuError(f"base_share is {self.base_share}; it must be a number that is not negative.")
+        for name in ("base_share", "focus_share"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise HywuError(f"{name} is {getattr(self, name)}; it must be a number that is not negative.")
+        if unknown := sorted(set(self.focus) - set(self.operations)):
+            raise HywuError(
+                f"There is no operation '{unknown[0]}' to focus on; there are {', '.join(self.operations)}."
+            )
         super().__post_init__()
         require_positive(self, "rank", "d_model", "n_layers", "n_heads", "wordings", "area")
         if self.segment < 0:
@@ -62,6 +69,11 @@ class HywuTrainingConfig(AdaptingConfig):
         if self.photos is not None and self.photos < 1:
             raise HywuError(f"photos is {self.photos}; the closing measurement needs at least 1.")
         require_adaptation(self.adaptation)
+
+    def weight(self, operation: str) -> float:
+        """How likely an operation is, beside a new one without focus."""
+        share = self.base_share if OPS[operation].split == "base" else 1.0
+        return share * (self.focus_share if operation in self.focus else 1.0)
 
     def generator(self, condition_dim: int) -> GeneratorConfig:
         """The generator's own config."""
@@ -128,10 +140,7 @@ class HywuTask(AdaptingTask):
             world = EmbeddedWorld(config.operations, world, device, seed)
         assert world.pool.operations == config.operations
         self.world = world
-        self._weights = torch.tensor(
-            [config.base_share if OPS[name].split == "base" else 1.0 for name in config.operations],
-            device=device,
-        )
+        self._weights = torch.tensor([config.weight(name) for name in config.operations], device=device)
 
     def batch(self, size: int, generator: torch.Generator, index: int) -> Edits:
         """This team's share of the exact edits, and a wording of each, for `size` rows of the backbone."""

@@ -71,6 +71,8 @@ def _generator(config: TrainConfig, settings: Settings, processes: Processes) ->
         "embedded_generator",
         HywuTrainingConfig(
             base_share=settings["base_share"],
+            focus=tuple(name.strip() for name in settings["focus"].split(",") if name.strip()),
+            focus_share=settings["focus_share"],
             rank=settings["rank"],
             n_layers=settings["n_layers"],
             mlp_ratio=settings["mlp_ratio"],
@@ -173,6 +175,7 @@ def _recipes() -> tuple[Recipe, ...]:
             _generator,
             {"base_share": 0.3, "rank": 8, "n_layers": 3, "mlp_ratio": 1.0}
             | {"noise_levels": 4, "crops": 96, "variants": 1, "pixels": 256}
+            | {"focus": "", "focus_share": 3.0}  # operations, with commas between, that come more often
             | {"init": "", "compile": False}  # init: a generator file to start from
             | ADAPTING,
         ),

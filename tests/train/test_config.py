@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from hywu_core.data.photo_ops import OPS
 from hywu_core.embedded import GENERATOR
 from hywu_core.errors import HywuError
 from hywu_core.generator import load_generator
@@ -28,11 +29,27 @@ def test_training_settings_are_checked(name, value):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("base_share", math.nan), ("base_share", -1.0), ("rank", 0), ("noise_levels", 0), ("photos", 0)],
+    [
+        ("base_share", math.nan),
+        ("base_share", -1.0),
+        ("focus_share", math.inf),
+        ("rank", 0),
+        ("noise_levels", 0),
+        ("photos", 0),
+    ],
 )
 def test_generator_settings_are_checked(name, value):
     with pytest.raises(HywuError, match=f"{name} is {value}"):
         HywuTrainingConfig(**{name: value})
+
+
+def test_operations_in_focus_come_more_often():
+    config = HywuTrainingConfig(base_share=0.5, focus=("blur", "bars"), focus_share=4.0)
+    assert OPS["blur"].split == "base" != OPS["bars"].split
+    found = [config.weight(name) for name in ("brighten", "blur", "darken", "bars")]
+    assert found == [0.5, 2.0, 1.0, 4.0]
+    with pytest.raises(HywuError, match="no operation 'tornado' to focus on"):
+        HywuTrainingConfig(focus=("blur", "tornado"))
 
 
 @pytest.mark.parametrize(

@@ -88,21 +88,19 @@ def main(argv: list[str] | None = None) -> int:
     pipeline = HywuPipeline.from_embedded(arguments.generator, resolve_device(arguments.device))
     passes = 2 if arguments.compare else 1
     with tqdm(total=passes * arguments.steps, desc="editing", unit="step") as bar:
+        request = pipeline.read(photo, [arguments.instruction])
+        adapter = pipeline.write(request)
         settings = {"seed": arguments.seed, "steps": arguments.steps, "on_step": lambda _: bar.update()}
-        edit = pipeline.edit(photo, [arguments.instruction], strength=arguments.strength, **settings)
-        base = (
-            pipeline.edit(photo, [arguments.instruction], frozen_base=True, **settings)
-            if arguments.compare
-            else None
-        )
+        edited = pipeline.draw(request, adapter, strength=arguments.strength, **settings)
+        base = pipeline.draw(request, None, **settings) if arguments.compare else None
     outputs = _outputs(arguments)
     with _all_or_none(outputs):
-        save_image(to_pil(edit.image[0]), arguments.out)
+        save_image(to_pil(edited[0]), arguments.out)
         if base is not None:
-            row = (arguments.instruction, (edit.source[0], base.image[0], edit.image[0]))
+            row = (arguments.instruction, (request.source[0], base[0], edited[0]))
             save_sheet([row], ("photograph", "frozen base", "HY-WU"), outputs[1])
         if arguments.adapter_out is not None:
-            save_adapter(edit.adapter, arguments.adapter_out, strength=arguments.strength)
+            save_adapter(adapter, arguments.adapter_out, strength=arguments.strength)
     print(f"Wrote {', '.join(str(path) for path in outputs)}.")  # noqa: T201
     return 0
 

@@ -21,7 +21,7 @@ from .conditions.embedded import EmbeddedConditionEncoder, embedded_condition
 from .embedded import GENERATOR
 from .embedded.autoencoder import TinyAutoencoder
 from .embedded.sizing import WORKING_AREA, fit_image
-from .embedded.text import EmbeddedTextEncoder
+from .embedded.text import EmbeddedTextEncoder, TextFeatures
 from .errors import HywuError
 from .generate import generate
 from .generator import ParameterGenerator, load_generator
@@ -38,6 +38,20 @@ class Edit:
     source: Tensor
     image: Tensor
     adapter: Adapter | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Images and instructions as the embedded models read them."""
+
+    source: Tensor  # (B, 3, H, W) in [0, 1], at the working size
+    latents: Tensor  # (B, Z, h, w)
+    text: TextFeatures
+    instructions: tuple[str, ...]
+
+    def condition(self) -> Condition:
+        """What the generator reads."""
+        return embedded_condition(self.latents, self.text, self.instructions)
 
 
 class HywuPipeline:
@@ -106,30 +120,53 @@ class HywuPipeline:
         for all. `area` is the working size in pixels; None takes images as they are, which must be multiples
         of 16.
         """
+        request = self.read(images, instructions, area)
+        adapter = None
+        if not frozen_base and (write is not None or self.generator is not None):
+            adapter = self.write(request) if write is None else write(request.condition())
+        image = self.draw(request, adapter, seed=seed, steps=steps, strength=strength, on_step=on_step)
+        return Edit(request.source, image, adapter)
+
+    @torch.no_grad()
+    def read(self, images: Tensor, instructions: Sequence[str], area: int | None = WORKING_AREA) -> Request:
+        """Encode images (B, 3, H, W) in [0, 1] and an instruction for each, once for any number of edits."""
         if len(images) != len(instructions):
             raise HywuError(
                 f"Got {len(images)} images and {len(instructions)} instructions; give one for each image."
             )
         source = images.to(self.device) if area is None else fit_image(images.to(self.device), area)
-        latents = self.autoencoder.encode(source)
         text = self.text_encoder.encode(list(instructions))
-        adapter = None
-        if not frozen_base and (write is not None or self.generator is not None):
-            condition = embedded_condition(latents, text, instructions)
-            adapter = write(condition) if write is not None else self._generate(condition)
+        return Request(source, self.autoencoder.encode(source), text, tuple(instructions))
+
+    @torch.no_grad()
+    def write(self, request: Request) -> Adapter:
+        """The generator's LoRA for each image and instruction."""
+        assert self.generator is not None
+        return generate(self.generator, request.condition(), generator_sha256=self.generator_sha256)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        request: Request,
+        adapter: Adapter | None,
+        *,
+        seed: int = 0,
+        steps: int = DEFAULT_STEPS,
+        strength: float = 1.0,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """The edited images (B, 3, H, W): sampled with the adapter, or by the frozen backbone alone."""
 
         def velocity(x: Tensor, time: float) -> Tensor:
-            return self.backbone(x, torch.full((len(x),), time, device=x.device), latents, text)
+            times = torch.full((len(x),), time, device=x.device)
+            return self.backbone(x, times, request.latents, request.text)
 
+        noise = seeded_noise(request.latents.shape, seed).to(self.device)
         applied = (
             attach(self.backbone.transformer, adapter, strength) if adapter is not None else nullcontext()
         )
         with applied:
-            result = euler(velocity, seeded_noise(latents.shape, seed).to(self.device), steps, on_step)
-        return Edit(source, self.autoencoder.decode(result), adapter)
-
-    def _generate(self, condition: Condition) -> Adapter:
-        return generate(self.generator, condition, generator_sha256=self.generator_sha256)
+            return self.autoencoder.decode(euler(velocity, noise, steps, on_step))
 
 
 def check_embedded(generator: ParameterGenerator) -> None:

@@ -280,7 +280,7 @@ def test_ctrl_c_is_one_word(edit, pipeline, tmp_path, monkeypatch, capfd):
     def interrupted(*_arguments, **_settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(HywuPipeline, "edit", interrupted)
+    monkeypatch.setattr(HywuPipeline, "draw", interrupted)
     assert edit(PHOTO, "darker", "-o", tmp_path / "out.png") == 130
     assert capfd.readouterr().err.splitlines()[-1] == "Stopped."
     assert contents(tmp_path) == {}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..data.photo_ops import OPS
 from .frame import Result
-from .statistics import chance_agreement, interval, more_often_larger
+from .statistics import chance_agreement, interval, more_often_larger, pair_interval
 
 FALSE_DISCOVERIES = 0.05  # of the pairs that are called conflicting or aligned
 _BINS = 40
@@ -153,7 +153,8 @@ def _summary(pairs: _Pairs, where: tuple[np.ndarray, np.ndarray]) -> Result:
     found = {"mean_cosine": pairs.mean, "conflict_ratio": pairs.conflict, "matched_cosine": pairs.matched}
     if (where[0] == where[1]).all():
         del found["matched_cosine"]  # of a draw with itself it is 1
-    return {"pairs": len(where[0])} | {key: interval(matrix[where]) for key, matrix in found.items()}
+    counted = {"pairs": len(where[0]), "resampled": "operations"}
+    return counted | {key: pair_interval(matrix[where], where) for key, matrix in found.items()}
 
 
 def _where(

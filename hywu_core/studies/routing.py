@@ -26,7 +26,7 @@ from ..embedded.autoencoder import TinyAutoencoder
 from ..pipeline import HywuPipeline
 from ..train.world import EditCase, held_out_cases, judge
 from .frame import Result, Study, StudyConfig, option
-from .statistics import cell, interval
+from .statistics import Interval, cell, clustered_interval
 from .style import AMOUNTS, panel, sheet
 from .work import Work
 
@@ -128,13 +128,18 @@ def route(
 def summarise(routed: Sequence[Routed]) -> dict[str, object]:
     """The numbers of a set of routed edits."""
     wrong = Counter((r.operation, r.nearest) for r in routed if not r.right)
+    operations = [r.operation for r in routed]
+
+    def over_operations(measure: Callable[[Routed], float]) -> Interval:
+        return clustered_interval([measure(r) for r in routed], operations)
+
     return {
         "cases": len(routed),
-        "accuracy": interval([float(r.right) for r in routed]),
-        "edited_db": interval([r.edited for r in routed]),
-        "gain_over_untouched_db": interval([r.edited - r.untouched for r in routed]),
-        "gain_over_frozen_base_db": interval([r.edited - r.frozen_base for r in routed]),
-        "below_ceiling_db": interval([r.ceiling - r.edited for r in routed]),
+        "accuracy": over_operations(lambda r: float(r.right)),
+        "edited_db": over_operations(lambda r: r.edited),
+        "gain_over_untouched_db": over_operations(lambda r: r.edited - r.untouched),
+        "gain_over_frozen_base_db": over_operations(lambda r: r.edited - r.frozen_base),
+        "below_ceiling_db": over_operations(lambda r: r.ceiling - r.edited),
         "confusions": [{"asked": a, "landed": b, "times": n} for (a, b), n in wrong.most_common(20)],
     }
 
@@ -198,7 +203,7 @@ def report(result: Result) -> str:
         f"{len(result['operations'])} operations on {result['photographs']} held-out photographs, "
         f"{config['wordings']} wordings in each language, {config['steps']} sampling steps. An edit is right "
         "when, of the exact results of all operations, the one asked for is nearest by PSNR. Brackets are "
-        "95% bootstrap intervals.",
+        "95% bootstrap intervals over operations.",
         "",
         "| | edits | right | PSNR to exact, dB | over the untouched source, dB | over the frozen base, dB "
         "| below the autoencoder, dB |",
@@ -248,7 +253,8 @@ def figure(result: Result, path: Path) -> None:
     with sheet(path, 4.2 * across + 1.6, 4.8 * down + 0.8) as drawing:
         grid = drawing.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         for axes, letter, (title, cases) in zip(grid.flat, "abcd", asked.items(), strict=False):
-            share = interval([c["nearest"] == c["operation"] for c in cases])
+            right = [c["nearest"] == c["operation"] for c in cases]
+            share = clustered_interval(right, [c["operation"] for c in cases])
             panel(axes, letter, f"{title}: {cell(share, 100, '%')} right")
             shown = axes.imshow(confusion(cases, rows, columns), cmap=AMOUNTS, vmin=0, vmax=1, aspect="auto")
             axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=4)

@@ -22,6 +22,44 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
     return {"mean": float(data.mean()), "low": float(low), "high": float(high)}
 
 
+def clustered_interval(values: Sequence[float], clusters: Sequence, rounds: int = 2000) -> Interval:
+    """Mean of `values` and its 95% interval, where those of one cluster stand or fall together.
+
+    Whole clusters are drawn, as many as there are, with replacement. Within a single one its values are.
+    """
+    data, of = np.asarray(values, dtype=float), np.unique(list(clusters), return_inverse=True)[1]
+    sizes = np.bincount(of)
+    if len(sizes) < 2:
+        return interval(data)
+    drawn = np.random.default_rng(0).integers(len(sizes), size=(rounds, len(sizes)))
+    means = np.bincount(of, data)[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return {"mean": float(data.mean()), "low": float(low), "high": float(high)}
+
+
+def pair_interval(values: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], rounds: int = 2000) -> Interval:
+    """Mean of `values` (P,) of pairs of things, two index arrays (P,), and its 95% interval over the things.
+
+    A thing in many pairs moves them all, so that things are drawn with replacement, and a pair counts as
+    often as both of its own together (Snijders and Borgatti 1999). Pairs that share nothing, and a thing
+    with itself, are as many independent values.
+    """
+    ends = np.stack(pairs)
+    if (ends[0] == ends[1]).all() or np.bincount(ends.ravel()).max() == 1:
+        return interval(values)
+    count = ends.max() + 1
+    present = np.unique(ends)
+    drawn = np.zeros((rounds, count))
+    drawn[:, present] = np.random.default_rng(0).multinomial(
+        len(present), np.full(len(present), 1 / len(present)), size=rounds
+    )
+    weights = drawn[:, ends[0]] * drawn[:, ends[1]]
+    some = weights.sum(axis=1) > 0
+    means = (weights[some] @ values) / weights[some].sum(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return {"mean": float(np.mean(values)), "low": float(low), "high": float(high)}
+
+
 def more_often_larger(values: Sequence[float], others: Sequence[float]) -> dict[str, float]:
     """The common-language effect size and its p-value (Mann-Whitney U, two-sided).
 

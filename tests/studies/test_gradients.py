@@ -17,6 +17,7 @@ from hywu_core.studies.frame import carry_out
 from hywu_core.studies.gradients import STUDY, GradientsConfig, row_gradients
 from hywu_core.studies.lora_vectors import projection_of
 from hywu_core.studies.optimised import fresh_adapter
+from hywu_core.studies.statistics import interval, pair_interval
 
 from .numbers import strangers
 
@@ -91,6 +92,29 @@ def test_the_interval_over_draws_is_as_wide_as_means_of_new_draws_vary():
     spread = np.std([off_diagonal(block()).mean() for _ in range(300)])
     said = np.mean([draw_parts(block()).std() / 40**0.5 for _ in range(100)])
     assert said == pytest.approx(spread, rel=0.25)
+
+
+def test_the_interval_over_pairs_is_as_wide_as_means_over_new_operations_vary():
+    """An effect of each operation moves all pairs that it is in."""
+    random, count = np.random.default_rng(0), 40
+    upper = np.triu_indices(count, 1)
+
+    def pairs() -> np.ndarray:
+        effect = random.standard_normal(count)
+        return (effect[:, None] + effect + 0.1 * random.standard_normal((count, count)))[upper]
+
+    spread = np.std([pairs().mean() for _ in range(400)])
+    widths = [pair_interval(pairs(), upper) for _ in range(20)]
+    found = np.mean([each["high"] - each["low"] for each in widths]) / (2 * 1.96)
+    assert 0.8 < found / spread < 1.25
+    naive = interval(pairs())
+    assert (naive["high"] - naive["low"]) / (2 * 1.96) < 0.4 * spread
+
+
+def test_pairs_that_share_nothing_are_independent():
+    values, firsts = np.arange(5.0), np.arange(0, 10, 2)
+    assert pair_interval(values, (firsts, firsts + 1)) == interval(values)
+    assert pair_interval(values, (firsts, firsts)) == interval(values)
 
 
 NAMES = ["brighten", "darken", "warm", "cool", "sepia", "cyanotype", "blur", "deblur"]

@@ -51,6 +51,13 @@ def test_the_summary_counts_and_averages():
     assert summary["confusions"] == [{"asked": "warm", "landed": "cool", "times": 2}]
 
 
+def test_more_edits_of_the_same_operations_do_not_narrow_an_interval():
+    """An operation that fails fails in every wording: what is sampled are operations."""
+    rows = [_routed(name, "warm", 20.0 + i) for i, name in enumerate(("warm", "cool", "blur", "age"))]
+    assert summarise(rows * 4)["edited_db"] == summarise(rows)["edited_db"]
+    assert summarise(rows)["edited_db"]["low"] < 21
+
+
 def test_the_report_prints_the_numbers_of_the_json():
     rows = [_routed("warm", "warm", 30.0), _routed("warm", "cool", 20.0)]
     result = {

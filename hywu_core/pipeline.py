@@ -86,6 +86,7 @@ class HywuPipeline:
         loaded = load_generator(generator if generator is not None else GENERATOR, device=device).eval()
         check_embedded(loaded)
         check_shipped_backbone(loaded)
+        EmbeddedConditionEncoder.recognise(loaded.encoder_info)
         return cls(
             EmbeddedBackbone.load(device=device),
             TinyAutoencoder.load(device=device),

@@ -9,18 +9,25 @@ linear layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..embedded import AUTOENCODER
 from ..embedded.autoencoder import LATENT_CHANNELS, TinyAutoencoder
 from ..embedded.sizing import fit_image
-from ..embedded.text import EmbeddedTextEncoder, TextFeatures
+from ..embedded.text import TEXT_ENCODER, EmbeddedTextEncoder, TextFeatures
 from ..errors import HywuError
+from ..storage import file_sha256
 from .condition import Condition
 from .pictures import Pictures, as_pictures, once_each
+
+log = logging.getLogger("hywu")
 
 GRID = 4
 TEXT_DIM = 512
@@ -78,8 +85,23 @@ class EmbeddedConditionEncoder:
 
     @classmethod
     def info(cls) -> dict[str, str | int]:
-        """What a generator file says about the encoder it was trained with."""
-        return {"kind": cls.kind, "id": cls.id, "dim": cls.dim}
+        """What a generator file says about the encoder it was trained with; sha256 is of both its files."""
+        files = "".join(file_sha256(path) for path in (AUTOENCODER, TEXT_ENCODER))
+        return {"kind": cls.kind, "id": cls.id, "dim": cls.dim, "sha256": sha256(files.encode()).hexdigest()}
+
+    @classmethod
+    def recognise(cls, info: Mapping[str, Any]) -> None:
+        """Warn if a generator's file (its `encoder_info`) says that it learned with other files than these.
+
+        What it writes may still be good, and is at worst not what was asked for: no reason to refuse it.
+        """
+        if info.get("sha256", here := cls.info()["sha256"]) != here:
+            log.warning(
+                "This generator learned with other files of the embedded encoders (sha256 %.8s) than are "
+                "here (%.8s): what it makes of a photograph and an instruction may be off.",
+                info["sha256"],
+                here,
+            )
 
     @torch.no_grad()
     def encode(self, images: Sequence[Pictures] | Tensor, prompts: Sequence[str]) -> Condition:

@@ -78,6 +78,7 @@ def _siglip2(info: Info, folders: Sequence[Path], download: bool) -> ConditionEn
 
 
 def _embedded(info: Info, folders: Sequence[Path], download: bool) -> ConditionEncoder:
+    EmbeddedConditionEncoder.recognise(info)
     return EmbeddedConditionEncoder.load()
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,6 +165,10 @@ class HywuTask(AdaptingTask):
         inputs: EmbeddedInputs = batch.inputs
         pictures = (batch.target, inputs.source)
         return inputs.text.tokens.shape[1] + sum(map(count_tokens, pictures))
+
+    def about(self) -> dict[str, Any]:
+        """The models that it learns through."""
+        return {"encoder": EmbeddedConditionEncoder.info(), "backbone": EmbeddedBackbone.info()}
 
     def finish(self, out: Path) -> str:
         """Write what was learned; compare with the frozen base on held-out photographs."""

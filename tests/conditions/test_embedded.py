@@ -5,6 +5,7 @@ import torch
 
 from hywu_core.conditions import ConditionEncoder
 from hywu_core.conditions.embedded import CONDITION_DIM, EmbeddedConditionEncoder, embedded_condition
+from hywu_core.conditions.registry import load_encoder
 from hywu_core.embedded import AUTOENCODER
 from hywu_core.embedded.sizing import fit_image
 from hywu_core.errors import HywuError
@@ -52,3 +53,11 @@ def test_several_references_are_refused_in_a_sentence(encoder, pictures):
         HywuError, match="Edit 1 has 2 reference pictures, but the embedded encoder looks at one"
     ):
         encoder.encode([pictures[0], pictures[:2]], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("said", "warned"), [({}, False), ({"sha256": "0" * 64}, True), (EmbeddedConditionEncoder.info(), False)]
+)
+def test_a_generator_that_learned_with_other_files_is_known(caplog, said, warned):
+    load_encoder({"kind": "embedded", **said})
+    assert ("learned with other files" in caplog.text) == warned

@@ -99,3 +99,11 @@ def test_a_picture_is_fitted_from_its_middle(tmp_path):
     pixels = fit(Picture(str(tmp_path / "a.png")), (16, 16))
     assert pixels.shape == (1, 3, 16, 16)
     assert pixels[0, :, 2:-2, 2:-2].flatten(1).mean(1).tolist() == pytest.approx([0, 0, 1], abs=0.01)
+
+
+@pytest.mark.parametrize(("width", "height"), [(5472, 3648), (700, 814)])
+def test_a_picture_of_the_shape_of_its_bucket_is_fitted_whole(width, height, tmp_path):
+    """The box is computed in floating point, where the whole width may come out a little larger."""
+    Image.new("RGB", (width, height), "red").save(tmp_path / "a.png")
+    size = Buckets(1024**2).size(width, height)
+    assert fit(Picture(str(tmp_path / "a.png")), size).shape == (1, 3, *size)

@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from hywu_core import Condition, load_adapter, load_generator
 from hywu_core.backbones.registry import backbone_class
@@ -141,6 +142,28 @@ def test_the_baselines_leave_what_stock_loaders_open(adaptation, files, data, tr
     if adaptation == "single_lora":
         said = {load_adapter(out / name).provenance["task"] for name in files}
         assert said == {"make it darker", "less light, please"}
+
+
+def test_a_fine_tuned_backbone_moves_by_less_than_bfloat16_can_tell(data, train, models):
+    """Steps of 1e-4 on weights of 1 are lost in bfloat16, whose next number is 1.008."""
+    half = ("--precision", "bf16", "--set", "backbone_dtype=bf16", "--lr", 1e-4)
+    out = train("flux_kontext", data, "--adaptation", "sft", *half)
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    before, after = (load_file(folder / weights) for folder in (models["flux_kontext"], out))
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+    norm = "transformer_blocks.0.attn.norm_q.weight"
+    moved = (after[norm] - before[norm].bfloat16().float()).abs()
+    assert 0 < moved.max() < 1e-3
+
+
+def test_two_processes_show_a_backbone_that_they_fine_tune_in_pieces(data, models, tmp_path):
+    """Its weights are float32, and bfloat16 whenever they are whole."""
+    half = ("--precision", "bf16", "--set", "backbone_dtype=bf16", "--adaptation", "sft", "--steps", 1)
+    named = ("--backbone", models["flux_kontext"], "--encoder", models["siglip2"], "--out", "run")
+    arguments = ("--nproc-per-node", 2, "-m", "hywu_core.train", "--recipe", "flux_kontext", "--data", data)
+    process = run("torch.distributed.run", *arguments, *QUICK, *half, *named, folder=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "flow-matching loss is" in process.stdout
 
 
 def test_interrupted_and_resumed_it_comes_to_the_same_bits(data, train, tmp_path, monkeypatch):

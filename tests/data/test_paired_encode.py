@@ -107,3 +107,14 @@ def test_a_picture_of_the_shape_of_its_bucket_is_fitted_whole(width, height, tmp
     Image.new("RGB", (width, height), "red").save(tmp_path / "a.png")
     size = Buckets(1024**2).size(width, height)
     assert fit(Picture(str(tmp_path / "a.png")), size).shape == (1, 3, *size)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tiff"])
+def test_the_header_tells_the_size_that_the_picture_has(ending, orientation, tmp_path):
+    """Pillow turns a TIFF's size, and only that, as soon as it opens it; in some versions."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (90, 60)).save(tmp_path / f"a.{ending}", exif=exif)
+    picture = Picture(str(tmp_path / f"a.{ending}"))
+    assert picture.size() == picture.rgb().size == ((90, 60) if orientation < 5 else (60, 90))

@@ -176,7 +176,7 @@ def _weights_hash(encoder: ConditionEncoder) -> str:
     for module in vars(encoder).values():
         if isinstance(module, nn.Module):
             for name, tensor in module.state_dict().items():
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.double().sum().item()!r}".encode())
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.cpu().double().sum().item()!r}".encode())
     return digest.hexdigest()[:16]
 
 

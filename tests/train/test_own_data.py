@@ -212,6 +212,15 @@ def test_two_processes_learn_the_same_as_one(data, train, models, tmp_path):
         torch.testing.assert_close(two[name], tensor, rtol=0.02, atol=2e-5)  # kept in bfloat16
 
 
+def test_a_batch_that_processes_cannot_share_is_refused_once_and_before_anything_is_encoded(data, tmp_path):
+    before = contents(tmp_path)
+    arguments = ("--nproc-per-node", 2, "-m", "hywu_core.train", "--recipe", "embedded", "--data", data)
+    process = run("torch.distributed.run", *arguments, "--batch-size", 3, "--device", "cpu", folder=tmp_path)
+    said = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert said == ["error: The batch size 3 cannot be dealt out to 2 processes; take a multiple of 2."]
+    assert contents(tmp_path) == before
+
+
 def test_a_second_run_encodes_nothing_again(data, train, monkeypatch):
     train("flux_kontext", data)
     kontext = backbone_class("flux_kontext")
@@ -278,6 +287,14 @@ def test_what_is_held_out_is_never_trained_on():
         (("--recipe", "flux_kontext", "--set", "d_model=30"), "d_model 30"),
         (("--recipe", "flux_kontext", "--adaptation", "dora"), "no adaptation 'dora'"),
         (("--recipe", "flux_kontext", "--set", "held_out=0"), "held_out is 0; it must be at least 1"),
+        (
+            ("--recipe", "embedded", "--batch-size", "4", "--set", "noise_levels=3"),
+            "The batch size 4 cannot be dealt out to 3 noise levels; take a multiple of 3.",
+        ),
+        (
+            ("--recipe", "embedded", "--batch-size", "4", "--set", "noise_levels=4", "--set", "accumulate=4"),
+            "dealt out to 4 noise levels, 4 micro-batches; take a multiple of 16.",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(arguments, sentence, models, data, tmp_path, capfd, monkeypatch):

@@ -90,8 +90,7 @@ class EncodedEdits:
         names: those of the encoders. dropout: also every sample with an empty prompt. `on_sample(done)` after
         each sample.
         """
-        part = range(len(self))[share.part(len(self))]
-        for done, index in enumerate(part, start=1):
+        for done, index in enumerate(share.turns(len(self)), start=1):
             sample = self.data[index]
             for prompt in (sample.prompt, *sample.also, *([""] if dropout else [])):
                 if not self._is_there(index, prompt, names):

@@ -177,7 +177,7 @@ def encode(
     """Fill the cache, all processes together; what encodings are found by, and who made the conditions."""
     names = Names.of(encoders)
     share = Share(processes.rank, processes.world)
-    total = len(range(len(edits))[share.part(len(edits))])
+    total = len(share.turns(len(edits)))
     with tqdm(total=total, desc="encoding the data set", unit="edit", disable=not processes.main) as bar:
         edits.encode(names, encoders, dropout, share, lambda done: bar.update(done - bar.n))
     edits.encodings.hashes.save()

@@ -76,6 +76,10 @@ class Share:
         """This process's of n things of which some processes may get one more: weigh each by world / n."""
         return slice(n * self.rank // self.world, n * (self.rank + 1) // self.world)
 
+    def turns(self, n: int) -> range:
+        """This process's of n things, taken by turns: also what an earlier run left undone is dealt out."""
+        return range(self.rank, n, self.world)
+
     @property
     def conditions(self) -> Share:
         """How the step's conditions are dealt out to the teams."""

@@ -58,3 +58,16 @@ def test_what_is_there_is_not_read_again(edits, encoders, monkeypatch):
     encode(edits, encoders)
     monkeypatch.setattr(EncodingCache, "get", lambda *_: pytest.fail("read"))
     assert encode(edits, encoders) == list(range(1, len(edits) + 1))
+
+
+def test_processes_have_equally_much_to_do_where_an_earlier_run_stopped_half_way(edits, encoders):
+    names, done = Names.of(encoders), range(len(edits) // 2)
+    for index in done:
+        edits.read(index, PROMPT, names, encoders)
+    cache, work = edits.encodings.cache, []
+    for rank in range(4):
+        before = cache.report().misses
+        encode(edits, encoders, Share(rank, 4))
+        work.append(cache.report().misses - before)
+    assert sum(work) > 0
+    assert len(set(work)) == 1

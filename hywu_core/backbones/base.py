@@ -43,10 +43,12 @@ class EditEncoders(ABC):
     parts: the sub-folders that are read, and the classes each may have.
     id: hub id or folder name. fingerprint: of all their files.
     pipeline: diffusers' own, which holds the text encoder.
+    text_sees_pictures: whether what a prompt becomes depends on the pictures; where not, it is encoded once.
     """
 
     kind: ClassVar[str]
     parts: ClassVar[Parts]
+    text_sees_pictures: ClassVar[bool] = True
     pipeline: Any
 
     def __init__(self, folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> None:

@@ -30,6 +30,7 @@ class EmbeddedEncoders(EditEncoders):
     """The embedded autoencoder and text encoder; float32."""
 
     kind = EmbeddedBackbone.kind
+    text_sees_pictures = False
     parts: ClassVar[Parts] = {}
 
     def __init__(self, device: torch.device) -> None:

@@ -30,6 +30,7 @@ class FluxKontextEncoders(KLEncoders):
     """FLUX's autoencoder, T5 for the words and CLIP for their sum; pictures do not enter the text."""
 
     kind = "flux_kontext"
+    text_sees_pictures = False
     parts: ClassVar[Parts] = {
         "vae": ("AutoencoderKL",),
         "text_encoder": ("CLIPTextModel",),

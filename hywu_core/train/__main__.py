@@ -169,6 +169,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(planned: Plan, parallel: Parallel) -> int:
     config, out, run = planned.config, planned.out, planned.describe()
+    parallel.dealing(planned.settings.get("noise_levels", 1), config.accumulate).check(config.batch_size)
     task = planned.build(parallel)  # the long preparation of the data comes before anything is written
     run["data"] = task.about()
     before = describe(out) if planned.resume else None

@@ -21,6 +21,7 @@ from ..lora import Adapter
 from .adaptation import Adaptation, Generated
 from .loop import Task
 from .objective import flow_matching_loss, update_power
+from .share import Dealing
 
 
 class Inputs(Protocol):
@@ -101,8 +102,9 @@ class AdaptingTask(Task):
         return time
 
     def conditions(self, rows: int) -> int:
-        """C, of all processes, for so many rows of the backbone."""
-        return max(1, rows // self.config.noise_levels)
+        """C, of all processes, for so many rows of the backbone; HywuError where the last has fewer."""
+        Dealing(repeats=self.config.noise_levels).check(rows)
+        return rows // self.config.noise_levels
 
     def loss(self, batch: Edits, generator: torch.Generator) -> Tensor:
         """Flow matching through the LoRA made for each condition, plus what holds the LoRA down."""

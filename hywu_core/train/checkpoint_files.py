@@ -46,8 +46,13 @@ class Description:
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint of most steps in a run folder."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdecimal()]
-    return max(found, key=lambda path: int(path.name[len(PREFIX) :]), default=None)
+    return max(_checkpoints(folder), key=lambda path: int(path.name[len(PREFIX) :]), default=None)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run folder, and nothing else that somebody keeps there under a similar name."""
+    named = folder.glob(f"{PREFIX}*")
+    return [path for path in named if path.name[len(PREFIX) :].isdecimal() and path.is_dir()]
 
 
 def describe(folder: Path) -> Description:
@@ -77,7 +82,7 @@ def describe(folder: Path) -> Description:
 
 def clear(folder: Path, keep: bool) -> None:
     """Remove what crashed runs left half written in a run folder and, unless `keep`, its checkpoints."""
-    for path in (*folder.glob(f".{PREFIX}*.tmp"), *(() if keep else folder.glob(f"{PREFIX}*"))):
+    for path in (*folder.glob(f".{PREFIX}*.tmp"), *(() if keep else _checkpoints(folder))):
         _remove(path)
 
 
@@ -179,7 +184,7 @@ def _publish(hidden: Path, path: Path, step: int, run: Mapping[str, object]) -> 
     if path.exists():
         _remove(path)
     os.rename(hidden, path)
-    for other in path.parent.glob(f"{PREFIX}*"):
+    for other in _checkpoints(path.parent):
         if other != path:
             _remove(other)
 

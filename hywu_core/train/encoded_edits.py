@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from ..backbones.base import EditEncoders
 from ..backbones.inputs import EditInputs, EditSample, collate
 from ..conditions import Condition, ConditionEncoder, hidden_condition
-from ..data.paired import Encodings, PairedDataset, Sample
+from ..data.paired import Encodings, PairedDataset, Picture, Sample
 from ..data.paired.buckets import Buckets, Layout, Size, group, layout_of
 from ..errors import HywuError
 from .share import Share
 
 OnSample = Callable[[int], None]
+_SAMPLED = 4096  # numbers of each weight that tell it from others
 
 
 @dataclass(frozen=True)
@@ -90,34 +91,57 @@ class EncodedEdits:
         names: those of the encoders. dropout: also every sample with an empty prompt. `on_sample(done)` after
         each sample.
         """
-        part = range(len(self))[share.part(len(self))]
-        for done, index in enumerate(part, start=1):
+        for done, index in enumerate(share.turns(len(self)), start=1):
             sample = self.data[index]
             for prompt in (sample.prompt, *sample.also, *([""] if dropout else [])):
-                self.read(index, prompt, names, encoders)
+                if not self._is_there(index, prompt, names):
+                    self.read(index, prompt, names, encoders)
             on_sample(done)
 
     def read(self, index: int, prompt: str, names: Names, encoders: Encoders | None = None) -> Encoded:
         """A sample under a prompt. Encoders of these names make what is not in the cache; without them that
         is a HywuError.
         """
-        sample, layout = self.data[index], self.layout(index)
         make = _Making(encoders)
-        target = self.encodings.image(sample.target, layout.target, names.backbone, make.latent)
-        controls = tuple(
-            self.encodings.image(control, size, names.backbone, make.latent)
-            for control, size in zip(sample.controls, layout.controls, strict=True)
+        target, *controls = (
+            self.encodings.image(*picture, names.backbone, make.latent) for picture in self._pictures(index)
         )
-        sizes = own_sizes(sample)
-        seen = layout.controls if self._text_sees_layout else sizes
-        text = self.encodings.condition(prompt, sample.controls, seen, f"{names.backbone} text", make.text)
+        text = self.encodings.condition(prompt, *self._seen_by_text(index, names), make.text)
         if names.condition is None:
             hidden, mask = collate([EditSample(text)]).hidden()
             condition = hidden_condition(hidden.float(), mask)
         else:
-            found = self.encodings.condition(prompt, sample.controls, sizes, names.condition, make.condition)
+            found = self.encodings.condition(prompt, *self._seen_by_condition(index, names), make.condition)
             condition = Condition(found["tokens"].float(), found.get("mask"))
-        return Encoded(target, EditSample(text, controls), condition)
+        return Encoded(target, EditSample(text, tuple(controls)), condition)
+
+    def _is_there(self, index: int, prompt: str, names: Names) -> bool:
+        """Whether the cache has all that `read` reads; none of it is opened."""
+        encodings = self.encodings
+        keys = [encodings.image_key(*picture, names.backbone) for picture in self._pictures(index)]
+        keys.append(encodings.condition_key(prompt, *self._seen_by_text(index, names)))
+        if names.condition is not None:
+            keys.append(encodings.condition_key(prompt, *self._seen_by_condition(index, names)))
+        return all(key in encodings.cache for key in keys)
+
+    def _pictures(self, index: int) -> list[tuple[Picture, Size]]:
+        """The target, then the controls, each with the size it is encoded at."""
+        sample, layout = self.data[index], self.layout(index)
+        pictures, sizes = (sample.target, *sample.controls), (layout.target, *layout.controls)
+        return list(zip(pictures, sizes, strict=True))
+
+    def _seen_by_text(self, index: int, names: Names) -> tuple[Sequence[Picture], Sequence[Size], str]:
+        """What the backbone's text encoder sees beside a prompt, at which sizes; the encoder's name."""
+        sample, name = self.data[index], f"{names.backbone} text"
+        if not names.text_sees_pictures:
+            return (), (), name
+        seen = self.layout(index).controls if self._text_sees_layout else own_sizes(sample)
+        return sample.controls, seen, name
+
+    def _seen_by_condition(self, index: int, names: Names) -> tuple[Sequence[Picture], Sequence[Size], str]:
+        """As `_seen_by_text`, of the condition encoder."""
+        sample = self.data[index]
+        return sample.controls, own_sizes(sample), names.condition
 
 
 @dataclass(frozen=True)
@@ -126,14 +150,16 @@ class Names:
 
     backbone: str
     condition: str | None
+    text_sees_pictures: bool
 
     @classmethod
     def of(cls, encoders: Encoders) -> Names:
-        """Of encoders; reads all weights of the condition encoder."""
+        """Of encoders; looks at every weight of the condition encoder."""
         condition = encoders.condition
         return cls(
             encoders.backbone.encoder_id,
             None if condition is None else f"{sorted(condition.info().items())} {_weights_hash(condition)}",
+            encoders.backbone.text_sees_pictures,
         )
 
 
@@ -176,8 +202,15 @@ def _weights_hash(encoder: ConditionEncoder) -> str:
     for module in vars(encoder).values():
         if isinstance(module, nn.Module):
             for name, tensor in module.state_dict().items():
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.double().sum().item()!r}".encode())
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(_sampled(tensor))
     return digest.hexdigest()[:16]
+
+
+def _sampled(tensor: Tensor) -> bytes:
+    """Of up to 4096 numbers, evenly spaced. Not a sum: its last bits depend on how many threads add."""
+    numbers = tensor.detach().flatten()[:: -(-tensor.numel() // _SAMPLED) or 1]
+    return numbers.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def own_sizes(sample: Sample) -> list[Size]:

@@ -86,7 +86,7 @@ class HeldOut:
         edit: Edits = self.task.collate([self.task.read(index)], [index])
         target, inputs = edit.target.to(device, torch.float32), edit.inputs.to(device)
         noise = seeded_noise(target.shape, place).to(device)
-        with self._adapted(edit) if adapted else nullcontext():
+        with self._adapted(edit) if adapted else nullcontext(), self._computing():
             losses = []
             for t in TIMES:
                 time = torch.full((1,), t, device=device)
@@ -94,6 +94,11 @@ class HeldOut:
                 losses.append(F.mse_loss(velocity.float(), noise - target).item())
             latents = self.task.backbone.sample(inputs, noise, self.task.config.sample_steps)
         return fmean(losses), self._decoded(latents)
+
+    def _computing(self) -> AbstractContextManager:
+        """A backbone that learns is kept in float32, and computes as in training; in pieces it must."""
+        half = self.task.half and self.task.adaptation.kind == "sft"
+        return torch.autocast(self.task.device.type, torch.bfloat16) if half else nullcontext()
 
     def _adapted(self, edit: Edits) -> AbstractContextManager:
         device = self.task.device

@@ -64,14 +64,16 @@ class PairedTask(AdaptingTask):
         encoder_info: dict[str, Any],
         decode: Callable[[Tensor], Tensor],
         compiled: bool = False,
+        half: bool = False,
     ) -> None:
         """`names`: what encodings are found by. `encoder_info`: of the conditions, for a generator's file.
 
-        decode: latents (B, Z, h, w) to pictures (B, 3, H, W), for those that are shown.
+        decode: latents (B, Z, h, w) to pictures (B, 3, H, W), for those that are shown. half: whether the run
+        computes under autocast to bfloat16.
         """
         super().__init__(name, backbone.transformer, adaptation, config, compiled)
         self.backbone, self.edits, self.names = backbone, edits, names
-        self.encoder_info = encoder_info
+        self.encoder_info, self.half = encoder_info, half
         self._run = torch.compile(backbone) if compiled else backbone
         self.trained, self.shown = split(len(edits), config.held_out, config.seed)
         self._batches: dict[int, Batches] = {}

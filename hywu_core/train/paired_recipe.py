@@ -92,7 +92,10 @@ def build(kind: str, config: TrainConfig, settings: Mapping[str, Any], processes
         torch.cuda.empty_cache()
 
     loaded = backbone.load_transformer(
-        device=device, dtype=dtype, quantize=settings["quantize"] or None, **named
+        device=device,
+        dtype=transformer_dtype(config, settings),
+        quantize=settings["quantize"] or None,
+        **named,
     )
     spec = LoraSpec.from_module(
         loaded.transformer,
@@ -107,9 +110,16 @@ def build(kind: str, config: TrainConfig, settings: Mapping[str, Any], processes
     log.info(
         "%s learns %s numbers; %s", settings["adaptation"], f"{adaptation.n_parameters:,}", spec.describe()
     )
-    return PairedTask(
-        kind, loaded, edits, names, adaptation, paired, info, encoders.decode_latent, settings["compile"]
-    )
+    decode, half = encoders.decode_latent, config.precision == "bf16"
+    return PairedTask(kind, loaded, edits, names, adaptation, paired, info, decode, settings["compile"], half)
+
+
+def transformer_dtype(config: TrainConfig, settings: Mapping[str, Any]) -> torch.dtype:
+    """How the backbone's weights are kept. What learns is kept as the run says: most steps are too small for
+    a weight in bfloat16 to move. The precision of products is another matter (autocast).
+    """
+    learns = settings["adaptation"] == "sft" and config.weights == "fp32"
+    return torch.float32 if learns else _DTYPES[settings["backbone_dtype"]]
 
 
 def check(settings: Mapping[str, Any], seed: int) -> tuple[PairedConfig, dict[str, Any]]:
@@ -167,7 +177,7 @@ def encode(
     """Fill the cache, all processes together; what encodings are found by, and who made the conditions."""
     names = Names.of(encoders)
     share = Share(processes.rank, processes.world)
-    total = len(range(len(edits))[share.part(len(edits))])
+    total = len(share.turns(len(edits)))
     with tqdm(total=total, desc="encoding the data set", unit="edit", disable=not processes.main) as bar:
         edits.encode(names, encoders, dropout, share, lambda done: bar.update(done - bar.n))
     edits.encodings.hashes.save()

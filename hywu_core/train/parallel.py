@@ -27,7 +27,7 @@ from ..generator.model import KEEP_START_BYTES
 from ..generator.sequence import WHOLE
 from .processes import AgreedError, Processes
 from .sharding import blocks, can_shard, recompute, shard, unshard
-from .share import Share
+from .share import Dealing, Share
 from .ulysses import read_alone, read_together
 
 if TYPE_CHECKING:
@@ -154,6 +154,11 @@ class Parallel(Processes):
         if self.config.ulysses:  # a team reads its images together: all of it has the same rows
             return Share(self.rank // team, self.world // team)
         return Share(self.rank, self.world, team)
+
+    def dealing(self, repeats: int, accumulate: int) -> Dealing:
+        """How the rows of a step are dealt out, with `repeats` rows of each condition."""
+        team = self.config.sequence
+        return Dealing(self.world, team, team if self.config.ulysses else 1, repeats, accumulate)
 
     def apply(self, task: Task, config: TrainConfig) -> None:
         """Share out a task's rows and, where there are several processes, its weights."""

@@ -14,6 +14,7 @@ import torch
 
 from ..errors import HywuError, require_positive
 from .plan_sizes import TrainSize
+from .share import Dealing
 
 # Bytes of a weight in a linear of a block; nf4 in blocks of 64 with a float32 maximum each (QLoRA).
 BACKBONE_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
@@ -111,14 +112,9 @@ class Shares:
             how.gpus // how.sequence,
             size.noise_levels,
         )
-        unit = math.lcm(groups, teams * repeats) * how.accumulate
-        batch = how.batch_size or unit * math.ceil(size.batch_size / unit)
-        if batch % unit:
-            raise HywuError(
-                f"The batch size {batch} cannot be dealt out to {how.gpus} GPUs ({teams} teams of "
-                f"{how.sequence}, {repeats} noise levels, {how.accumulate} micro-batches); take a "
-                f"multiple of {unit}."
-            )
+        dealing = Dealing(how.gpus, how.sequence, how.backbone_sequence, repeats, how.accumulate, "GPUs")
+        batch = how.batch_size or dealing.unit * math.ceil(size.batch_size / dealing.unit)
+        dealing.check(batch)
         rows = batch // how.accumulate // groups
         conditions = batch // how.accumulate // repeats // teams
         adapters = rows if rows % repeats else rows // repeats

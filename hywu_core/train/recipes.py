@@ -110,6 +110,7 @@ def _demo(config: TrainConfig, settings: Settings, processes: Processes) -> Task
             rank=4,
             d_model=128,
             n_layers=2,
+            noise_levels=settings["noise_levels"],
             area=size * size,
             photos=settings["photos"],
             **_adapting(settings),
@@ -152,7 +153,7 @@ def _recipes() -> tuple[Recipe, ...]:
             "a small generator for four new operations on the frozen embedded backbone, in minutes on a CPU",
             TrainConfig(steps=200, batch_size=8, lr=2e-3, warmup=20, checkpoint_every=50),
             _demo,
-            {"size": 128, "crops": 24, "variants": 1, "photos": 2} | ADAPTING,
+            {"size": 128, "crops": 24, "variants": 1, "photos": 2, "noise_levels": 2} | ADAPTING,
         ),
         Recipe(
             "embedded_autoencoder",

@@ -50,7 +50,7 @@ class Readings:
     def numbers(self) -> Tensor:
         """What this process has not read yet, on the CPU: a row of float64 for every step."""
         values = [numbers for *_, numbers in self._unread]
-        return torch.stack(values).double().cpu() if values else torch.empty(0, 2, dtype=torch.float64)
+        return torch.stack(values).cpu().double() if values else torch.empty(0, 2, dtype=torch.float64)
 
     def reports(self, first: int, numbers: Tensor) -> list[StepReport]:
         """The steps noted since the last call, from `first` on, with their `numbers`; they are then read."""

@@ -8,12 +8,51 @@ the same conditions and deal out those conditions' rows among themselves.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import HywuError
+from .processes import AgreedError
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """How many ways the rows of a step are dealt out.
+
+    sequence: processes that write their adapters together. together: those that compute a row together.
+    repeats: rows of a condition. accumulate: micro-batches of a step. called: what the processes are.
+    """
+
+    processes: int = 1
+    sequence: int = 1
+    together: int = 1
+    repeats: int = 1
+    accumulate: int = 1
+    called: str = "processes"
+
+    @property
+    def unit(self) -> int:
+        """The smallest batch of which every process gets as much as every other."""
+        teams = self.processes // self.sequence
+        return math.lcm(self.processes // self.together, teams * self.repeats) * self.accumulate
+
+    def check(self, batch: int) -> None:
+        """AgreedError for a batch of so many rows that cannot be dealt out evenly."""
+        if batch % self.unit:
+            teams = self.processes // self.sequence if self.sequence > 1 else 1
+            ways = (
+                (self.processes, self.called),
+                (teams, f"teams of {self.sequence}"),
+                (self.repeats, "noise levels"),
+                (self.accumulate, "micro-batches"),
+            )
+            said = ", ".join(f"{n} {name}" for n, name in ways if n > 1)
+            raise AgreedError(
+                f"The batch size {batch} cannot be dealt out to {said}; take a multiple of {self.unit}."
+            )
 
 
 @dataclass(frozen=True)
@@ -36,6 +75,10 @@ class Share:
     def part(self, n: int) -> slice:
         """This process's of n things of which some processes may get one more: weigh each by world / n."""
         return slice(n * self.rank // self.world, n * (self.rank + 1) // self.world)
+
+    def turns(self, n: int) -> range:
+        """This process's of n things, taken by turns: also what an earlier run left undone is dealt out."""
+        return range(self.rank, n, self.world)
 
     @property
     def conditions(self) -> Share:

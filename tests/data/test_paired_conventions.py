@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,25 @@ def test_a_folder_of_targets_with_control_folders_that_are_named(tmp_path):
     options = Options(control_folders=(tmp_path / "elsewhere",), caption_ending=".md")
     expected = [("set/cat.png", ["elsewhere/cat_0.png", "elsewhere/cat_1.png"], "x")]
     assert normal(PairedDataset.load(tmp_path / "set", options), tmp_path) == expected
+
+
+def test_an_ending_of_captions_needs_no_dot(tmp_path):
+    two_folders(tmp_path)
+    options = Options(control_folders=(tmp_path / "sources",), caption_ending="txt")
+    assert options == replace(options, caption_ending=".txt")
+    assert PairedDataset.load(tmp_path / "targets", options)[0].prompt == "edit cat"
+
+
+def test_a_data_set_without_any_words_is_said_once(tmp_path, caplog):
+    targets, sources = two_folders(tmp_path, ("cat", "dog"))
+    options = Options(control_folders=(sources,))
+    (targets / "cat.txt").unlink()
+    PairedDataset.load(targets, options)
+    assert not caplog.records
+    (targets / "dog.txt").unlink()
+    PairedDataset.load(targets, options)
+    [record] = caplog.records
+    assert "None of the 2 samples has a caption" in record.message
 
 
 def test_metadata_may_point_anywhere_and_links_are_followed(tmp_path):

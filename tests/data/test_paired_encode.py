@@ -99,3 +99,22 @@ def test_a_picture_is_fitted_from_its_middle(tmp_path):
     pixels = fit(Picture(str(tmp_path / "a.png")), (16, 16))
     assert pixels.shape == (1, 3, 16, 16)
     assert pixels[0, :, 2:-2, 2:-2].flatten(1).mean(1).tolist() == pytest.approx([0, 0, 1], abs=0.01)
+
+
+@pytest.mark.parametrize(("width", "height"), [(5472, 3648), (700, 814)])
+def test_a_picture_of_the_shape_of_its_bucket_is_fitted_whole(width, height, tmp_path):
+    """The box is computed in floating point, where the whole width may come out a little larger."""
+    Image.new("RGB", (width, height), "red").save(tmp_path / "a.png")
+    size = Buckets(1024**2).size(width, height)
+    assert fit(Picture(str(tmp_path / "a.png")), size).shape == (1, 3, *size)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tiff"])
+def test_the_header_tells_the_size_that_the_picture_has(ending, orientation, tmp_path):
+    """Pillow turns a TIFF's size, and only that, as soon as it opens it; in some versions."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (90, 60)).save(tmp_path / f"a.{ending}", exif=exif)
+    picture = Picture(str(tmp_path / f"a.{ending}"))
+    assert picture.size() == picture.rgb().size == ((90, 60) if orientation < 5 else (60, 90))

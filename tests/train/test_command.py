@@ -221,6 +221,7 @@ WRONG = {
     "a checkpoint with scrambled words": (("--resume", "scrambled"), "is damaged"),
     "processes that are not there": (("--replicate", "2"), "replicate 2 .* cannot be 1 process;"),
     "an arrangement of nothing": (("--sequence", "0"), "sequence is 0"),
+    "a batch of one and a half edits": (("--batch-size", "3"), "dealt out to 2 noise levels; take a multi"),
     "another recipe": (
         ("--resume", "unfinished", "--recipe", "embedded_text"),
         "'embedded_demo', not of 'emb",

@@ -11,6 +11,7 @@ from hywu_core.generator import load_generator
 from hywu_core.train import recipes
 from hywu_core.train.config import TrainConfig
 from hywu_core.train.hywu import HywuTrainingConfig
+from hywu_core.train.share import Dealing
 from hywu_core.train.world import WorldConfig
 
 
@@ -75,6 +76,7 @@ def test_every_recipe_has_sound_defaults_and_knows_its_settings():
         config, settings = recipes.configure(chosen, {"steps": "3", "lr": "1e-4"})
         assert (config.steps, config.lr) == (3, 1e-4)
         assert settings == chosen.settings
+        Dealing(repeats=settings.get("noise_levels", 1)).check(config.batch_size)
         with pytest.raises(HywuError, match=r"no setting 'colour'.*batch_size"):
             recipes.configure(chosen, {"colour": "red"})
 

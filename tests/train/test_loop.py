@@ -1,6 +1,7 @@
 """The loop's promises, on a task of a few numbers: resuming, interrupting, stopping before harm."""
 
 import math
+import shutil
 import signal
 import threading
 from contextlib import nullcontext
@@ -202,6 +203,23 @@ def test_a_new_run_does_not_inherit_an_old_checkpoint(tmp_path):
     with pytest.raises(HywuError, match="no checkpoint was written"):
         train(Toy(lambda step: math.nan), CONFIG, tmp_path, RUN)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_somebody_keeps_beside_the_checkpoints_stays(tmp_path, resume):
+    """Only `checkpoint-STEP` is the trainer's own; a copy, a choice and a note are not."""
+    with pytest.raises(KeyboardInterrupt):
+        train(Toy(ctrl_c_at(3)), CONFIG, tmp_path, RUN)
+    for name in ("checkpoint-3-backup", "checkpoint-best"):
+        shutil.copytree(tmp_path / "checkpoint-3", tmp_path / name)
+    (tmp_path / "checkpoint-notes.txt").write_text("The third is good.", encoding="utf-8")
+    (tmp_path / "checkpoint-2024").write_text("A file is no checkpoint.", encoding="utf-8")
+    kept = {name: it for name, it in contents(tmp_path).items() if not name.startswith("checkpoint-3/")}
+    train(Toy(), CONFIG, tmp_path, RUN, resume=resume)
+    left = contents(tmp_path)
+    del kept["checkpoint-3"]
+    assert kept.items() <= left.items()
+    assert {name for name in left if "/" not in name} - kept.keys() == {"checkpoint-6"}
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from hywu_core import Condition, load_adapter, load_generator
 from hywu_core.backbones.registry import backbone_class
@@ -143,6 +144,28 @@ def test_the_baselines_leave_what_stock_loaders_open(adaptation, files, data, tr
         assert said == {"make it darker", "less light, please"}
 
 
+def test_a_fine_tuned_backbone_moves_by_less_than_bfloat16_can_tell(data, train, models):
+    """Steps of 1e-4 on weights of 1 are lost in bfloat16, whose next number is 1.008."""
+    half = ("--precision", "bf16", "--set", "backbone_dtype=bf16", "--lr", 1e-4)
+    out = train("flux_kontext", data, "--adaptation", "sft", *half)
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    before, after = (load_file(folder / weights) for folder in (models["flux_kontext"], out))
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+    norm = "transformer_blocks.0.attn.norm_q.weight"
+    moved = (after[norm] - before[norm].bfloat16().float()).abs()
+    assert 0 < moved.max() < 1e-3
+
+
+def test_two_processes_show_a_backbone_that_they_fine_tune_in_pieces(data, models, tmp_path):
+    """Its weights are float32, and bfloat16 whenever they are whole."""
+    half = ("--precision", "bf16", "--set", "backbone_dtype=bf16", "--adaptation", "sft", "--steps", 1)
+    named = ("--backbone", models["flux_kontext"], "--encoder", models["siglip2"], "--out", "run")
+    arguments = ("--nproc-per-node", 2, "-m", "hywu_core.train", "--recipe", "flux_kontext", "--data", data)
+    process = run("torch.distributed.run", *arguments, *QUICK, *half, *named, folder=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "flow-matching loss is" in process.stdout
+
+
 def test_interrupted_and_resumed_it_comes_to_the_same_bits(data, train, tmp_path, monkeypatch):
     whole = train("flux_kontext", data, "--set", "prompt_dropout=0.5", steps=4, out="whole")
 
@@ -187,6 +210,15 @@ def test_two_processes_learn_the_same_as_one(data, train, models, tmp_path):
     )
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0.02, atol=2e-5)  # kept in bfloat16
+
+
+def test_a_batch_that_processes_cannot_share_is_refused_once_and_before_anything_is_encoded(data, tmp_path):
+    before = contents(tmp_path)
+    arguments = ("--nproc-per-node", 2, "-m", "hywu_core.train", "--recipe", "embedded", "--data", data)
+    process = run("torch.distributed.run", *arguments, "--batch-size", 3, "--device", "cpu", folder=tmp_path)
+    said = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert said == ["error: The batch size 3 cannot be dealt out to 2 processes; take a multiple of 2."]
+    assert contents(tmp_path) == before
 
 
 def test_a_second_run_encodes_nothing_again(data, train, monkeypatch):
@@ -255,6 +287,14 @@ def test_what_is_held_out_is_never_trained_on():
         (("--recipe", "flux_kontext", "--set", "d_model=30"), "d_model 30"),
         (("--recipe", "flux_kontext", "--adaptation", "dora"), "no adaptation 'dora'"),
         (("--recipe", "flux_kontext", "--set", "held_out=0"), "held_out is 0; it must be at least 1"),
+        (
+            ("--recipe", "embedded", "--batch-size", "4", "--set", "noise_levels=3"),
+            "The batch size 4 cannot be dealt out to 3 noise levels; take a multiple of 3.",
+        ),
+        (
+            ("--recipe", "embedded", "--batch-size", "4", "--set", "noise_levels=4", "--set", "accumulate=4"),
+            "dealt out to 4 noise levels, 4 micro-batches; take a multiple of 16.",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(arguments, sentence, models, data, tmp_path, capfd, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hywu_core.train.report import StepReport
+from hywu_core.train.report import Readings, StepReport
 from hywu_core.train.shown import Shown
 from hywu_core.train.watch import METRICS, SAMPLES, TENSORBOARD, RunWatch
 
@@ -87,3 +87,21 @@ def test_a_resumed_run_notes_no_step_twice(tmp_path):
     assert lines(tmp_path)[-1]["samples_per_second"] == 32
     pytest.importorskip("tensorboard")
     assert sorted(scalars_of(tmp_path)["loss"]) == [1, 2, 3]
+
+
+class WithoutFloat64(torch.Tensor):
+    """A tensor as on Apple's GPUs, which have no float64."""
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_losses_are_read_back_from_devices_without_float64():
+    readings = Readings()
+    loss, norm = (torch.tensor(value).as_subclass(WithoutFloat64) for value in (0.5, 2.0))
+    readings.add(1e-3, 4, loss, norm, {})
+    assert readings.numbers().tolist() == [[0.5, 2.0]]
+    assert readings.numbers().dtype == torch.float64

@@ -93,8 +93,10 @@ def group(layouts: Iterable[Layout]) -> tuple[list[Layout], list[int]]:
 
 
 def crop_box(width: int, height: int, size: Size) -> tuple[float, float, float, float]:
-    """The middle part (left, top, right, bottom) of an image that has the shape of `size`, in pixels."""
+    """The middle part (left, top, right, bottom) of an image that has the shape of `size`, in pixels.
+
+    Never outside the image: width / w * w can be a little more than width, and Pillow refuses such a box.
+    """
     scale = min(width / size[1], height / size[0])
-    wide, high = size[1] * scale, size[0] * scale
-    left, top = (width - wide) / 2, (height - high) / 2
-    return left, top, left + wide, top + high
+    left, top = max(0.0, (width - size[1] * scale) / 2), max(0.0, (height - size[0] * scale) / 2)
+    return left, top, width - left, height - top

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from ...errors import HywuError
 from .collect import Collector, Sample
 from .detect import detect
 from .options import Options
+
+_log = logging.getLogger("hywu")
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,16 @@ class PairedDataset(Sequence[Sample]):
         """Read a data set; only names and captions are read, no images.
 
         Raises HywuError with one sentence where it is broken: no data set, no samples, a target that is not
-        there, or, unless the options allow it, a control that is not there.
+        there, or, unless the options allow it, a control that is not there. One line is logged where no
+        sample has any words.
         """
+        options = options or Options()
         data = cls.read(path, options)
-        data.check_complete(options or Options())
+        data.check_complete(options)
+        if not any(sample.prompt for sample in data):
+            _log.warning(
+                "None of the %d samples has a caption in %s; all prompts are empty.", len(data), data.path
+            )
         return data
 
     @classmethod

@@ -40,7 +40,7 @@ class Encodings:
 
     def image(self, picture: Picture, size: Size, encoder: str, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """`encode` of the picture at a size (1, 3, H, W): a latent."""
-        key = cache_key([self.hashes.of(picture)], encoder, {"kind": "image", "size": size, "fit": _FIT})
+        key = self.image_key(picture, size, encoder)
         return self.cache.get_or_make(key, lambda: {"latent": encode(fit(picture, size))})["latent"]
 
     def condition(
@@ -52,11 +52,21 @@ class Encodings:
         encode: Callable[[str, list[Tensor]], Mapping[str, Tensor]],
     ) -> dict[str, Tensor]:
         """`encode` of a prompt with any number of pictures at their sizes: tokens, mask, pooled text."""
+        key = self.condition_key(prompt, pictures, sizes, encoder)
+        return self.cache.get_or_make(
+            key, lambda: encode(prompt, [fit(p, size) for p, size in zip(pictures, sizes, strict=True)])
+        )
+
+    def image_key(self, picture: Picture, size: Size, encoder: str) -> str:
+        """What `image` is found by in the cache."""
+        return cache_key([self.hashes.of(picture)], encoder, {"kind": "image", "size": size, "fit": _FIT})
+
+    def condition_key(
+        self, prompt: str, pictures: Sequence[Picture], sizes: Sequence[Size], encoder: str
+    ) -> str:
+        """What `condition` is found by in the cache."""
         contents = [
             prompt.encode("utf-8", "surrogatepass"),
             *(self.hashes.of(picture) for picture in pictures),
         ]
-        key = cache_key(contents, encoder, {"kind": "condition", "sizes": list(sizes), "fit": _FIT})
-        return self.cache.get_or_make(
-            key, lambda: encode(prompt, [fit(p, size) for p, size in zip(pictures, sizes, strict=True)])
-        )
+        return cache_key(contents, encoder, {"kind": "condition", "sizes": list(sizes), "fit": _FIT})

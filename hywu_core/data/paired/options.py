@@ -22,6 +22,10 @@ class Options:
     split: str | None = None  # of a Hugging Face data set
     allow_missing_controls: bool = False
 
+    def __post_init__(self) -> None:
+        if self.caption_ending and not self.caption_ending.startswith("."):  # else no caption would be found
+            object.__setattr__(self, "caption_ending", f".{self.caption_ending}")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a run folder, with whole paths; what is at its default is left out."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))

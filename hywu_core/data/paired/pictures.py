@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from ...errors import HywuError
@@ -17,7 +18,7 @@ from ...images import read_photo, to_tensor
 from . import tables
 
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-_ORIENTATION = 0x0112
+_ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 256, 257  # tags
 _SEPARATOR = "\0"  # in no file name
 
 
@@ -92,7 +93,12 @@ def upright_size(source: str | BinaryIO, name: str) -> tuple[int, int]:
             with Image.open(source) as image:
                 # A PNG without EXIF in its header would be decoded whole to look for it behind the pixels.
                 exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-                width, height = image.size
+                # Pillow gives a TIFF's size upright, from some version on: its own tags have it as it lies.
+                width, height = _lying(image) if image.format == "TIFF" else image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise HywuError(f"{name} is not an image that can be read: {error}.") from error
     return (height, width) if exif.get(_ORIENTATION) in _SIDEWAYS else (width, height)
+
+
+def _lying(image: TiffImageFile) -> tuple[int, int]:
+    return image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]

@@ -1,0 +1,94 @@
+"""What is encoded before a run: everything once, by all processes alike, and nothing that is there."""
+
+import pytest
+import torch
+from torch import nn
+
+from hywu_core.backbones.embedded_edit import EmbeddedEditBackbone, EmbeddedEncoders
+from hywu_core.backbones.flux_kontext import FluxKontextEncoders
+from hywu_core.backbones.qwen_image_edit import QwenImageEditEncoders
+from hywu_core.conditions.embedded import EmbeddedConditionEncoder
+from hywu_core.data.paired import EncodingCache
+from hywu_core.train import encoded_edits
+from hywu_core.train.encoded_edits import Encoders, Names
+from hywu_core.train.paired_recipe import SETTINGS, look
+from hywu_core.train.share import Share
+
+from .edited_photos import photograph, save, write_edits
+
+PROMPT = "turn it round"
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    return Encoders(EmbeddedEncoders(torch.device("cpu")), EmbeddedConditionEncoder.load(silent=True))
+
+
+@pytest.fixture
+def edits(tmp_path):
+    """Eight edits, all by the same words."""
+    data = write_edits(tmp_path / "set")
+    for number, path in enumerate(sorted((data / "targets").glob("*.png"))):
+        save(photograph(path.stem, 1), data / "targets" / f"z{number}.png")
+        save(photograph(path.stem, 3), data / "sources" / f"z{number}.png")
+        for stem in (path.stem, f"z{number}"):
+            (data / "targets" / f"{stem}.txt").write_text(PROMPT, encoding="utf-8")
+    cache = str(tmp_path / "cache")
+    return look(EmbeddedEditBackbone, SETTINGS | {"data": str(data), "cache": cache, "resolution": 64})
+
+
+def encode(edits, encoders, share=Share()):  # noqa: B008 - it cannot change
+    """Returns the numbers of samples done, as they were told."""
+    told = []
+    edits.encode(Names.of(encoders), encoders, False, share, told.append)
+    return told
+
+
+def test_words_that_are_read_without_pictures_are_read_once(edits, encoders, monkeypatch):
+    read = []
+    text = EmbeddedEncoders.encode_text
+    monkeypatch.setattr(EmbeddedEncoders, "encode_text", lambda *given: read.append(given) or text(*given))
+    encode(edits, encoders)
+    [(_, prompt, pictures)] = read
+    assert (prompt, list(pictures)) == (PROMPT, [])
+    assert edits.read(3, PROMPT, Names.of(encoders)).sample.text["embeds"].shape[0] == 1
+    assert not FluxKontextEncoders.text_sees_pictures
+    assert QwenImageEditEncoders.text_sees_pictures
+
+
+def test_what_is_there_is_not_read_again(edits, encoders, monkeypatch):
+    encode(edits, encoders)
+    monkeypatch.setattr(EncodingCache, "get", lambda *_: pytest.fail("read"))
+    assert encode(edits, encoders) == list(range(1, len(edits) + 1))
+
+
+def test_processes_have_equally_much_to_do_where_an_earlier_run_stopped_half_way(edits, encoders):
+    names, done = Names.of(encoders), range(len(edits) // 2)
+    for index in done:
+        edits.read(index, PROMPT, names, encoders)
+    cache, work = edits.encodings.cache, []
+    for rank in range(4):
+        before = cache.report().misses
+        encode(edits, encoders, Share(rank, 4))
+        work.append(cache.report().misses - before)
+    assert sum(work) > 0
+    assert len(set(work)) == 1
+
+
+def test_a_hash_of_weights_does_not_depend_on_how_they_are_added_up():
+    class Reader:
+        def __init__(self, seed, dtype=torch.float32):
+            torch.manual_seed(seed)
+            self.model = nn.Sequential(nn.Linear(1152, 1152), nn.BatchNorm1d(3)).to(dtype)
+
+    before, reader = torch.get_num_threads(), Reader(0)
+    try:
+        hashes = set()
+        for threads in (1, 4, 8):
+            torch.set_num_threads(threads)
+            hashes.add(encoded_edits._weights_hash(reader))
+    finally:
+        torch.set_num_threads(before)
+    assert len(hashes) == 1
+    others = {encoded_edits._weights_hash(other) for other in (Reader(1), Reader(0, torch.bfloat16))}
+    assert len(hashes | others) == 3

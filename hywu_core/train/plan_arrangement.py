@@ -17,6 +17,7 @@ from .plan_sizes import TrainSize
 
 # Bytes of a weight in a linear of a block; nf4 in blocks of 64 with a float32 maximum each (QLoRA).
 BACKBONE_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
+QUANTISED = ("int8", "fp8", "nf4")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,16 @@ class Arrangement:
                 raise HywuError(f"{name} is {getattr(self, name)}, which does not divide {self.gpus} GPUs.")
         if self.weights == "bf16" and self.precision != "bf16":
             raise HywuError(f"Weights kept in bf16 are for precision bf16, not {self.precision}.")
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the frozen weights are kept in fewer bits than they are computed with."""
+        return self.backbone in QUANTISED
+
+    @property
+    def frozen_shard(self) -> int:
+        """Over how many ranks the frozen weights are cut up; `sharding.py` leaves quantised ones whole."""
+        return 1 if self.quantised else self.shard
 
     @property
     def state_bytes(self) -> tuple[int, int, int]:

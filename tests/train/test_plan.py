@@ -196,6 +196,24 @@ def test_sharing_out_and_what_is_sent(tiny):
     assert split.traffic["share adapters (DSP)"] == 2 * (2 * tiny.spec.n_parameters * 4) / 2
 
 
+@pytest.mark.parametrize(("backbone", "parts"), [("bf16", 2), ("int8", 1)])
+def test_a_quantised_backbone_stays_whole_on_every_process(tiny, backbone, parts):
+    """As `sharding.can_shard` has it: only plain numbers are cut up, and only they are gathered again."""
+    seen = rehearsed(Shares(2, 2, 2), Numbers())
+    alone, divided = (
+        plan(
+            tiny,
+            Arrangement(gpus=2, batch_size=4, backbone=backbone, shard=n),
+            accelerator("h100"),
+            rehearsal=seen,
+        )
+        for n in (1, 2)
+    )
+    assert divided.memory["backbone weights"] == alone.memory["backbone weights"] / parts
+    assert ("gather backbone (FSDP)" in divided.traffic) is (parts == 2)
+    assert divided.memory["generator weights"] == alone.memory["generator weights"] / 2
+
+
 def test_the_sentence_says_whether_it_fits_and_what_to_do(tiny):
     planned = planned_for(tiny, one_process())
     assert sentence(planned) == f"1 GPU: fits, needs {planned.peak / 1e9:.2f} of 80.00 GB."

@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from hywu_core import load_generator
 from hywu_core.bench.sizes import work
 from hywu_core.errors import HywuError
-from hywu_core.lora import Adapter
+from hywu_core.lora import Adapter, LoraSpec
 from hywu_core.measure import peak_extra_bytes
+from hywu_core.tokens import TokenLayout
 from hywu_core.train import plan_recipes
 from hywu_core.train.__main__ import main
 from hywu_core.train.plan_arrangement import Arrangement, Numbers, Shares
@@ -61,18 +62,43 @@ def attention_backward(out, q, k, v, *_, out_shape=None, **__):
     return attention(q, k, v) // 2 * 5
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_work_is_what_torch_counts_in_a_real_step(tiny, checkpointing):
-    """Four blocks of a kind are planned from two and three."""
-    planned = planned_for(tiny, one_process(checkpointing))
+def counted(size, how):
+    """The work of a real step, by torch."""
     aten = torch.ops.aten
     mapping = {
         aten._scaled_dot_product_flash_attention_for_cpu: attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     }
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        RealStep(tiny, one_process(checkpointing), CPU)()
-    assert sum(planned.flop.values()) == counter.get_total_flops()
+        RealStep(size, how, CPU)()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_work_is_what_torch_counts_in_a_real_step(tiny, checkpointing):
+    """Four blocks of a kind are planned from two and three."""
+    planned = planned_for(tiny, one_process(checkpointing))
+    assert sum(planned.flop.values()) == counted(tiny, one_process(checkpointing))
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["single_transformer_blocks.*"],
+        ["transformer_blocks.*"],
+        ["single_transformer_blocks.[1234].attn.*"],
+        ["transformer_blocks.[1-3].*", "single_transformer_blocks.4.*", "single_transformer_blocks.5.proj*"],
+        ["proj_out"],
+    ],
+)
+def test_targets_may_leave_out_kinds_of_blocks_and_single_ones(targets):
+    """The backward pass ends at the first block that is adapted, and passes through those after it."""
+    size = replace(TINY, double=4, single=6).size()
+    with torch.device("meta"):
+        spec = LoraSpec.from_module(size.backbone.build(), targets, rank=8, alpha=8)
+    size = replace(size, spec=spec, layout=TokenLayout.for_spec(spec))
+    planned = plan(size, one_process(), accelerator("h100"))
+    assert sum(planned.flop.values()) == counted(size, one_process())
 
 
 def test_the_generators_forward_work_is_the_formulas(tiny):

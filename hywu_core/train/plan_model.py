@@ -122,6 +122,7 @@ def _memory(size: TrainSize, how: Arrangement, shares: Shares, seen: Rehearsal) 
     return {
         "generator weights": n * weight / how.shard,
         "AdamW moments": n * moments / how.shard,
+        "moving average": n * how.average_bytes / how.shard,
         "gradients": worst[2],
         "backbone weights": frozen / how.frozen_shard,
         "generated LoRAs": lora,
@@ -136,7 +137,8 @@ def _seconds(
 ) -> dict[str, float]:
     compute = flop / (device.flops[how.precision] * efficiency)
     beside, between = sent.seconds(device)
-    touched = weights.generator / how.shard * 2 * sum(how.state_bytes)  # read and written again
+    kept = sum(how.state_bytes) + how.average_bytes
+    touched = weights.generator / how.shard * 2 * kept  # read and written again
     update = touched / device.memory_bandwidth
     return {
         "compute": compute,

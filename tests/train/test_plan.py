@@ -16,6 +16,7 @@ from hywu_core.measure import peak_extra_bytes
 from hywu_core.tokens import TokenLayout
 from hywu_core.train import plan_recipes
 from hywu_core.train.__main__ import main
+from hywu_core.train.average import Average
 from hywu_core.train.plan_arrangement import Arrangement, Numbers, Shares
 from hywu_core.train.plan_devices import accelerator
 from hywu_core.train.plan_measure import RealStep, SmallRun, measure, measured_report
@@ -240,6 +241,19 @@ def test_a_quantised_backbone_stays_whole_on_every_process(tiny, backbone, parts
     assert divided.memory["generator weights"] == alone.memory["generator weights"] / 2
 
 
+def test_a_moving_average_is_a_copy_of_what_is_trained(tiny):
+    """Kept in float32 and cut up as the weights are, whatever these are kept in."""
+    seen = rehearsed(Shares(2, 2, 2), Numbers())
+    how = Arrangement(gpus=2, batch_size=4, shard=2, weights="bf16")
+    without, averaged = (
+        plan(tiny, each, accelerator("h100"), rehearsal=seen) for each in (how, replace(how, ema=0.999))
+    )
+    kept = sum(t.nbytes for t in Average(tiny.build_generator(), 0.999).weights.values())
+    assert averaged.memory["moving average"] == kept / 2
+    assert averaged.peak - without.peak == kept / 2
+    assert averaged.seconds["update"] > without.seconds["update"]
+
+
 def test_the_sentence_says_whether_it_fits_and_what_to_do(tiny):
     planned = planned_for(tiny, one_process())
     assert sentence(planned) == f"1 GPU: fits, needs {planned.peak / 1e9:.2f} of 80.00 GB."
@@ -298,6 +312,8 @@ def test_the_command_prints_a_table_and_writes_json(capsys, tmp_path):
         (["--plan", "--adaptation", "sft"], "for the adaptation hywu, not for sft"),
         (["--plan", "--quantize", "int3"], "backbone is 'int3'"),
         (["--plan", "--set", "rank=0"], "rank is 0"),
+        (["--plan", "--set", "ema=1"], "ema is 1.0; it must be at least 0"),
+        (["--plan", "--set", "ema=slow"], "ema is 'slow'; it must be a number"),
         (["--plan", "--set", "rank"], "NAME=VALUE"),
         (["--plan", "--set", "d_model=wide"], "must be a number"),
         (["--plan", "--json", "no/such/folder.json"], "name a file in a folder that exists"),

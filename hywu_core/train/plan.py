@@ -91,7 +91,7 @@ def _plans(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[Trai
             f"The memory is {device.memory / _GB:g} GB and the efficiency {arguments.efficiency:g}; the one "
             "must be positive and the other a share of at most 1."
         )
-    arrangements = [_arrangement(arguments, of_run, gpus) for gpus in arguments.gpus]
+    arrangements = [_arrangement(arguments, of_run, size.frozen, gpus) for gpus in arguments.gpus]
     rehearse = cache(lambda shares, numbers: Rehearsal.of(size, shares, numbers))
     return [
         plan(size, how, device, arguments.efficiency, rehearse(Shares.of(size, how)[0], how.numbers))
@@ -99,7 +99,9 @@ def _plans(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[Trai
     ]
 
 
-def _arrangement(arguments: argparse.Namespace, of_run: Mapping[str, str], gpus: int) -> Arrangement:
+def _arrangement(
+    arguments: argparse.Namespace, of_run: Mapping[str, str], frozen: str, gpus: int
+) -> Arrangement:
     """The processes as `parallel.py` arranges them: weights are cut up over shards and sequences alike."""
     if gpus < 1:
         raise HywuError(f"gpus is {gpus}; it must be at least 1.")
@@ -115,7 +117,7 @@ def _arrangement(arguments: argparse.Namespace, of_run: Mapping[str, str], gpus:
         precision=of_run.get("precision", "bf16"),
         weights=of_run.get("weights", "fp32"),
         ema=_number("ema", of_run.get("ema", "0"), float),
-        backbone=of_run.get("quantize") or of_run.get("backbone_dtype", "bf16"),
+        backbone=of_run.get("quantize") or of_run.get("backbone_dtype", frozen),
         checkpointing=processes.recompute,
     )
 

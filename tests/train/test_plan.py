@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hywu_core import load_generator
+from hywu_core.backbones.embedded import EmbeddedBackbone
 from hywu_core.bench.sizes import work
 from hywu_core.errors import HywuError
 from hywu_core.lora import Adapter, LoraSpec
@@ -25,6 +26,7 @@ from hywu_core.train.plan_moe import MixtureBackbone
 from hywu_core.train.plan_names import train_size
 from hywu_core.train.plan_report import sentence
 from hywu_core.train.plan_step import Rehearsal, Weights
+from hywu_core.train.recipes import recipe
 
 from ..data import paired_writers as conventions
 from .own_data import QUICK, write_data, write_models
@@ -162,6 +164,16 @@ def test_a_recipe_is_planned_as_it_runs(kind, tmp_path, monkeypatch):
 def test_a_batch_that_the_gpus_cannot_share_is_filled_up():
     size = replace(TINY.size(), batch_size=4)
     assert [Shares.of(size, Arrangement(gpus=n))[1] for n in (1, 3, 8)] == [4, 6, 8]
+
+
+def test_the_embedded_generator_is_planned_as_its_recipe_trains_it(capsys, tmp_path):
+    path = tmp_path / "plan.json"
+    assert main(["--plan", "--set", "ema=0.99", "--json", str(path)]) == 0
+    (planned,) = json.loads(path.read_text())["plans"]
+    assert "moving average" in capsys.readouterr().out
+    assert planned["batch_size"] == recipe("embedded_generator").defaults.batch_size
+    frozen = EmbeddedBackbone.load()
+    assert planned["memory"]["backbone weights"] == sum(p.nbytes for p in frozen.parameters())
 
 
 def test_a_mixture_of_experts_applies_its_adapter():

@@ -37,12 +37,11 @@ def option(default: Any, says: str, quick: Any = None) -> Any:
 class StudyConfig:
     """What all studies can be told. A study's own config adds to it with `option` and checks what it adds.
 
-    Fields are of the types int, float and str, the generator's file aside.
+    Fields are of the types int, float and str, a generator's file aside.
     """
 
     seed: int = option(0, "of all that is drawn at random")
     device: str = option("cpu", "cpu, cuda, mps ...")
-    generator: Path | None = option(None, "another generator file than the shipped one")  # noqa: RUF009
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -77,6 +76,13 @@ class StudyConfig:
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class OfGenerator(StudyConfig):
+    """What a study can be told that looks at a finished generator; another trains its own, or none."""
+
+    generator: Path | None = option(None, "another generator file than the shipped one")  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -142,11 +148,8 @@ def dumps(result: Result) -> str:
 
 
 def _weights(config: StudyConfig) -> dict[str, str]:
-    """SHA-256 of every file of weights that a study may use."""
-    files = {
-        "autoencoder": AUTOENCODER,
-        "backbone": BACKBONE,
-        "text_encoder": TEXT_ENCODER,
-        "generator": config.generator or GENERATOR,
-    }
+    """SHA-256 of every file of weights that a study uses."""
+    files = {"autoencoder": AUTOENCODER, "backbone": BACKBONE, "text_encoder": TEXT_ENCODER}
+    if isinstance(config, OfGenerator):
+        files["generator"] = config.generator or GENERATOR
     return {name: file_sha256(path) for name, path in files.items() if path.is_file()}

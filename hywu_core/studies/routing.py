@@ -25,14 +25,14 @@ from ..data.photo_ops import OPS, exact
 from ..embedded.autoencoder import TinyAutoencoder
 from ..pipeline import HywuPipeline
 from ..train.world import EditCase, held_out_cases, judge
-from .frame import Result, Study, StudyConfig, option
+from .frame import OfGenerator, Result, Study, option
 from .statistics import cell, interval
 from .style import AMOUNTS, panel, sheet
 from .work import Work
 
 
 @dataclass(frozen=True)
-class RoutingConfig(StudyConfig):
+class RoutingConfig(OfGenerator):
     """How much is edited; always in English and Chinese, in trained and in unseen words."""
 
     photos: int = option(4, "held-out photographs, at most", quick=1)

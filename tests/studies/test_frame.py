@@ -9,8 +9,9 @@ import torch
 
 from hywu_core import study as command_line
 from hywu_core.errors import HywuError
+from hywu_core.storage import file_sha256
 from hywu_core.studies import QUESTIONS
-from hywu_core.studies.frame import Study, StudyConfig, carry_out, dumps, option, redraw
+from hywu_core.studies.frame import OfGenerator, Study, StudyConfig, carry_out, dumps, option, redraw
 from hywu_core.studies.statistics import interval, more_often_larger
 from hywu_core.studies.style import panel, sheet
 from hywu_core.study import main
@@ -129,6 +130,32 @@ def test_no_result_to_draw_is_a_sentence(tmp_path, capfd, text, sentence):
 def test_bad_options_are_sentences_and_leave_nothing(tmp_path, capfd, arguments, sentence):
     out = ("--out", tmp_path / "out")
     assert sentence in refused(main, "routing", *out, *arguments, folder=tmp_path, capfd=capfd)
+
+
+@pytest.mark.parametrize("name", ["conflict", "gradients", "scaling"])
+def test_studies_that_use_no_generators_file_do_not_take_one(tmp_path, name, capsys):
+    with pytest.raises(SystemExit):
+        main([name, "--out", str(tmp_path / "out"), "--generator", "other.safetensors"])
+    assert "unrecognized arguments: --generator" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@dataclass(frozen=True)
+class OtherTossConfig(OfGenerator, TossConfig):
+    coins: int = option(3, "how many are tossed")
+
+
+def test_the_weights_of_a_result_are_those_that_were_used(tmp_path):
+    (tmp_path / "mine").write_bytes(b"weights")
+    without = carry_out("tosses", Tosses().study(), TossConfig(), tmp_path / "a")
+    given = carry_out(
+        "tosses", Tosses().study(), OtherTossConfig(generator=tmp_path / "mine"), tmp_path / "b"
+    )
+    assert given["weights"].pop("generator") == file_sha256(tmp_path / "mine")
+    assert given["weights"] == without["weights"]
+    assert given["config"]["coins"] == 3
+    with pytest.raises(HywuError, match="coins is 0"):
+        OtherTossConfig(coins=0)
 
 
 def test_quick_changes_defaults_and_not_what_was_given():

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.instructions import LANGUAGES, SPLITS
+from ..data.instructions import LANGUAGES, SPLITS, require_phrases
 from ..data.metrics import psnr
 from ..data.photo_ops import OPS, exact
 from ..embedded.autoencoder import TinyAutoencoder
@@ -43,6 +43,8 @@ class RoutingConfig(OfGenerator):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("photos", "wordings", "every", "steps")
+        for split in SPLITS:
+            require_phrases("wordings", self.wordings, split, tuple(OPS)[:: self.every], LANGUAGES)
 
 
 @dataclass(frozen=True)

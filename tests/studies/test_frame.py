@@ -125,6 +125,7 @@ def test_no_result_to_draw_is_a_sentence(tmp_path, capfd, text, sentence):
         (("--steps", 0), "steps is 0; it must be at least 1"),
         (("--seed", -1), "seed is -1"),
         (("--device", "abacus"), "The device 'abacus' is not available here"),
+        (("--wordings", 4), "wordings is 4; there are only 3 held-out phrases for "),
     ],
 )
 def test_bad_options_are_sentences_and_leave_nothing(tmp_path, capfd, arguments, sentence):

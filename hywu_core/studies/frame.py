@@ -25,6 +25,7 @@ from ..storage import atomic_path, file_sha256
 from . import QUESTIONS
 from .work import Work
 
+_SHOWN_OF_HASH = 8  # digits of a SHA-256 that a report shows
 Result = dict[str, Any]  # plain data, as JSON has it
 
 
@@ -134,11 +135,18 @@ def redraw(name: str, study: Study, out: Path) -> Result:
     if not isinstance(result, dict) or result.get("study") != name:
         raise HywuError(f"{path} is not a result of the study '{name}'.")
     with atomic_path(out / "report.md") as temporary:
-        temporary.write_text(study.report(result), encoding="utf-8")
+        temporary.write_text(page(study, result), encoding="utf-8")
     if study.figure is not None:
         with atomic_path(out / f"{name}.png") as temporary:
             study.figure(result, temporary)
     return result
+
+
+def page(study: Study, result: Result) -> str:
+    """The report, and the beginnings of the hashes by which a reader knows the weights that it is of."""
+    used = [name for name in result["weights"] if name in _files(study.config)]
+    told = ", ".join(f"{name.replace('_', ' ')} {result['weights'][name][:_SHOWN_OF_HASH]}" for name in used)
+    return f"{study.report(result)}\nWeights: {told}.\n"
 
 
 def dumps(result: Result) -> str:
@@ -149,7 +157,13 @@ def dumps(result: Result) -> str:
 
 def _weights(config: StudyConfig) -> dict[str, str]:
     """SHA-256 of every file of weights that a study uses."""
-    files = {"autoencoder": AUTOENCODER, "backbone": BACKBONE, "text_encoder": TEXT_ENCODER}
-    if isinstance(config, OfGenerator):
+    files = _files(type(config))
+    if "generator" in files:
         files["generator"] = config.generator or GENERATOR
     return {name: file_sha256(path) for name, path in files.items() if path.is_file()}
+
+
+def _files(config: type[StudyConfig]) -> dict[str, Path]:
+    """The shipped files of weights that a study of such a config uses."""
+    files = {"autoencoder": AUTOENCODER, "backbone": BACKBONE, "text_encoder": TEXT_ENCODER}
+    return files | ({"generator": GENERATOR} if issubclass(config, OfGenerator) else {})

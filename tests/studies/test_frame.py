@@ -1,7 +1,7 @@
 """What all studies share: a command line, parts that are kept, a report and a figure of the JSON alone."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -72,7 +72,12 @@ def test_a_result_says_what_it_is_of(tmp_path):
     assert result["heads"] == [0, 1, 0, 1]
     assert len(result["code"]["revisions"]) == 1
     assert {len(sha) for sha in result["weights"].values()} == {64}
-    assert (tmp_path / "out" / "report.md").read_text() == "# Tosses\n\n0.50 of 4 were heads.\n"
+    weights = ", ".join(
+        f"{name} {result['weights'][key][:8]}"
+        for name, key in (("autoencoder",) * 2, ("backbone",) * 2, ("text encoder", "text_encoder"))
+    )
+    told = (tmp_path / "out" / "report.md").read_text()
+    assert told == f"# Tosses\n\n0.50 of 4 were heads.\n\nWeights: {weights}.\n"
     assert (tmp_path / "out" / "tosses.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -149,11 +154,12 @@ class OtherTossConfig(OfGenerator, TossConfig):
 def test_the_weights_of_a_result_are_those_that_were_used(tmp_path):
     (tmp_path / "mine").write_bytes(b"weights")
     without = carry_out("tosses", Tosses().study(), TossConfig(), tmp_path / "a")
-    given = carry_out(
-        "tosses", Tosses().study(), OtherTossConfig(generator=tmp_path / "mine"), tmp_path / "b"
-    )
+    other = replace(Tosses().study(), config=OtherTossConfig)
+    given = carry_out("tosses", other, OtherTossConfig(generator=tmp_path / "mine"), tmp_path / "b")
     assert given["weights"].pop("generator") == file_sha256(tmp_path / "mine")
     assert given["weights"] == without["weights"]
+    assert "generator" not in (tmp_path / "a" / "report.md").read_text()
+    assert f"generator {file_sha256(tmp_path / 'mine')[:8]}" in (tmp_path / "b" / "report.md").read_text()
     assert given["config"]["coins"] == 3
     with pytest.raises(HywuError, match="coins is 0"):
         OtherTossConfig(coins=0)

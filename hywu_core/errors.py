@@ -6,7 +6,7 @@ class HywuError(ValueError):
 
 
 def require_positive(config: object, *names: str) -> None:
-    """HywuError unless these fields of a config are at least 1."""
+    """HywuError unless these fields of a config are at least 1, or None: not given."""
     for name in names:
-        if getattr(config, name) < 1:
+        if (value := getattr(config, name)) is not None and value < 1:
             raise HywuError(f"{name} is {getattr(config, name)}; it must be at least 1.")

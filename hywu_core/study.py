@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     study: Study = import_module(f".studies.{name}", __package__).STUDY
     given = vars(study_parser(name, study).parse_args(argv[1:]))
     out, redrawn, quick = (given.pop(key) for key in ("out", "report", "quick"))
-    from .studies.frame import carry_out, redraw
+    from .studies.frame import carry_out, page, redraw
 
     if redrawn is not None:
         result = redraw(name, study, redrawn)
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             if (out / "parts").is_dir():
                 logger.info("What is finished is in %s; the same command goes on with it.", out / "parts")
             raise
-    print(study.report(result))  # noqa: T201
+    print(page(study, result))  # noqa: T201
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..errors import HywuError
+from ..errors import HywuError, require_positive
 from ..measure import Rounds, Spread
 from ..report import megabytes, table
 
@@ -58,6 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure inside a ComfyUI. Raises `HywuError` if there is none or it fails."""
+    require_positive(arguments, "rank", "rounds", "changes")
     root = find_comfyui(arguments.comfyui)
     plan = SIZES[arguments.size] | {
         "rank": arguments.rank,

@@ -17,7 +17,7 @@ import torch
 
 from ..conditions import Condition
 from ..devices import resolve_device
-from ..errors import HywuError
+from ..errors import HywuError, require_positive
 from ..generator import ParameterGenerator
 from ..generator.model import KEEP_START_BYTES
 from ..generator.release_config import read_config
@@ -63,9 +63,11 @@ def configure(parse: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; plain data."""
-    numbers = (arguments.rounds, arguments.batch, arguments.threads or 1, arguments.parity or 1)
-    if min(numbers) < 1 or min(arguments.activation_mb or 1, arguments.keep_start_mb + 1) <= 0:
-        raise HywuError("Rounds, batch, threads, cases and megabytes must be positive numbers.")
+    require_positive(arguments, "rounds", "batch", "threads", "parity")
+    if arguments.activation_mb is not None and not arguments.activation_mb > 0:
+        raise HywuError(f"activation_mb is {arguments.activation_mb:g}; it must be positive.")
+    if not arguments.keep_start_mb >= 0:
+        raise HywuError(f"keep_start_mb is {arguments.keep_start_mb:g}; it must not be negative.")
     if arguments.parity is not None:
         if arguments.against is None:
             raise HywuError("--parity compares with the official code: name a copy of it with --against.")

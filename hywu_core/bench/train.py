@@ -16,7 +16,7 @@ import torch
 
 from ..cli import require
 from ..devices import resolve_device
-from ..errors import HywuError
+from ..errors import HywuError, require_positive
 from ..measure import Matmul, Run, in_turns, peak_extra_bytes
 from ..report import machine, megabytes, table
 from ..train.plan_trace import Ledger
@@ -55,8 +55,7 @@ def configure(parse: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; plain data. HywuError if the losses are not equal."""
-    if min(arguments.steps, arguments.noise_levels, arguments.threads or 1) < 1:
-        raise HywuError("Steps, noise levels and threads must be positive numbers.")
+    require_positive(arguments, "steps", "noise_levels", "threads")
     conditions = SIZES[arguments.size].conditions
     accumulate = conditions // 2 if arguments.accumulate is None else arguments.accumulate
     if accumulate < 1 or conditions % accumulate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 from ..errors import HywuError
 
 _FOLDER = Path(__file__).parent / "phrases"
-LANGUAGES = ("en", "zh")
+_NAMES = {"en": "English", "zh": "Chinese"}
+LANGUAGES = tuple(_NAMES)
 SPLITS = ("train", "held_out")
 
 
@@ -47,3 +49,19 @@ def phrases(
         for language in languages
         for text in bank[operation][language][split]
     ]
+
+
+def require_phrases(
+    name: str, count: int, split: str, operations: Sequence[str], languages: Sequence[str]
+) -> None:
+    """HywuError unless every operation has `count` phrases in each language; `name` is the setting's."""
+    bank = _bank()
+    pairs = [(operation, language) for operation in operations for language in languages]
+    there = {pair: len(bank[pair[0]][pair[1]][split]) for pair in pairs if pair[0] in bank}
+    least = min(there, key=there.__getitem__, default=None)
+    if least is not None and there[least] < count:
+        operation, language = least
+        raise HywuError(
+            f"{name} is {count}; there are only {there[least]} {split.replace('_', '-')} phrases for "
+            f"{operation} in {_NAMES[language]}."
+        )

@@ -19,7 +19,7 @@ from ..lora.algebra import average, truncate_rank
 from ..pipeline import HywuPipeline
 from .alignment_shown import figure, report
 from .compared import averaged, budget, by_seed, differences, gathered, means, stands
-from .frame import Result, Study, option
+from .frame import OfGenerator, Result, Study, option
 from .lab import Lab, LabConfig, Learner, Trained
 from .misaligned import (
     derangement,
@@ -46,7 +46,7 @@ CONTROLS = (
 
 
 @dataclass(frozen=True)
-class AlignmentConfig(LabConfig):
+class AlignmentConfig(OfGenerator, LabConfig):
     """The budget; with seeds that the other studies do not use."""
 
     seed: int = option(100, "of all that is drawn at random")

@@ -25,6 +25,7 @@ from ..storage import atomic_path, file_sha256
 from . import QUESTIONS
 from .work import Work
 
+_SHOWN_OF_HASH = 8  # digits of a SHA-256 that a report shows
 Result = dict[str, Any]  # plain data, as JSON has it
 
 
@@ -37,12 +38,11 @@ def option(default: Any, says: str, quick: Any = None) -> Any:
 class StudyConfig:
     """What all studies can be told. A study's own config adds to it with `option` and checks what it adds.
 
-    Fields are of the types int, float and str, the generator's file aside.
+    Fields are of the types int, float and str, a generator's file aside.
     """
 
     seed: int = option(0, "of all that is drawn at random")
     device: str = option("cpu", "cpu, cuda, mps ...")
-    generator: Path | None = option(None, "another generator file than the shipped one")  # noqa: RUF009
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -77,6 +77,13 @@ class StudyConfig:
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class OfGenerator(StudyConfig):
+    """What a study can be told that looks at a finished generator; another trains its own, or none."""
+
+    generator: Path | None = option(None, "another generator file than the shipped one")  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -128,11 +135,18 @@ def redraw(name: str, study: Study, out: Path) -> Result:
     if not isinstance(result, dict) or result.get("study") != name:
         raise HywuError(f"{path} is not a result of the study '{name}'.")
     with atomic_path(out / "report.md") as temporary:
-        temporary.write_text(study.report(result), encoding="utf-8")
+        temporary.write_text(page(study, result), encoding="utf-8")
     if study.figure is not None:
         with atomic_path(out / f"{name}.png") as temporary:
             study.figure(result, temporary)
     return result
+
+
+def page(study: Study, result: Result) -> str:
+    """The report, and the beginnings of the hashes by which a reader knows the weights that it is of."""
+    used = [name for name in result["weights"] if name in _files(study.config)]
+    told = ", ".join(f"{name.replace('_', ' ')} {result['weights'][name][:_SHOWN_OF_HASH]}" for name in used)
+    return f"{study.report(result)}\nWeights: {told}.\n"
 
 
 def dumps(result: Result) -> str:
@@ -142,11 +156,14 @@ def dumps(result: Result) -> str:
 
 
 def _weights(config: StudyConfig) -> dict[str, str]:
-    """SHA-256 of every file of weights that a study may use."""
-    files = {
-        "autoencoder": AUTOENCODER,
-        "backbone": BACKBONE,
-        "text_encoder": TEXT_ENCODER,
-        "generator": config.generator or GENERATOR,
-    }
+    """SHA-256 of every file of weights that a study uses."""
+    files = _files(type(config))
+    if "generator" in files:
+        files["generator"] = config.generator or GENERATOR
     return {name: file_sha256(path) for name, path in files.items() if path.is_file()}
+
+
+def _files(config: type[StudyConfig]) -> dict[str, Path]:
+    """The shipped files of weights that a study of such a config uses."""
+    files = {"autoencoder": AUTOENCODER, "backbone": BACKBONE, "text_encoder": TEXT_ENCODER}
+    return files | ({"generator": GENERATOR} if issubclass(config, OfGenerator) else {})

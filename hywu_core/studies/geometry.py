@@ -26,7 +26,7 @@ from ..lora import Adapter
 from ..pipeline import HywuPipeline
 from ..train.objective import sample_times
 from .draws import Draws, EditMaker, Edits, row_losses
-from .frame import Result, Study, StudyConfig, option
+from .frame import OfGenerator, Result, Study, option
 from .geometry_page import write_page
 from .geometry_shown import figure, report
 from .lora_vectors import LoraVectors
@@ -49,7 +49,7 @@ KINDS = ("factors", "updates")
 
 
 @dataclass(frozen=True)
-class GeometryConfig(StudyConfig):
+class GeometryConfig(OfGenerator):
     """How many LoRAs, how they are projected and clustered, and how some are optimised."""
 
     operations: int = option(len(OPS), "how many of the operations, from the first")

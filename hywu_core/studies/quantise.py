@@ -25,7 +25,7 @@ from ..generator.quantize import QuantizedLinear, integer_products
 from ..lora import Adapter
 from ..pipeline import HywuPipeline
 from ..train.world import EditCase, held_out_cases
-from .frame import Result, Study, StudyConfig, option
+from .frame import OfGenerator, Result, Study, option
 from .work import Work
 
 # Name -> how the generator is loaded, and whether int8 may multiply integers.
@@ -40,7 +40,7 @@ _MOST_DB = 100.0  # of two pictures that are equal, or nearly
 
 
 @dataclass(frozen=True)
-class QuantiseConfig(StudyConfig):
+class QuantiseConfig(OfGenerator):
     """How much is edited."""
 
     photos: int = option(4, "held-out photographs, at most", quick=1)

@@ -19,20 +19,20 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.instructions import LANGUAGES, SPLITS
+from ..data.instructions import LANGUAGES, SPLITS, require_phrases
 from ..data.metrics import psnr
 from ..data.photo_ops import OPS, exact
 from ..embedded.autoencoder import TinyAutoencoder
 from ..pipeline import HywuPipeline
 from ..train.world import EditCase, held_out_cases, judge
-from .frame import Result, Study, StudyConfig, option
+from .frame import OfGenerator, Result, Study, option
 from .statistics import Interval, cell, clustered_interval
 from .style import AMOUNTS, panel, sheet
 from .work import Work
 
 
 @dataclass(frozen=True)
-class RoutingConfig(StudyConfig):
+class RoutingConfig(OfGenerator):
     """How much is edited; always in English and Chinese, in trained and in unseen words."""
 
     photos: int = option(4, "held-out photographs, at most", quick=1)
@@ -43,6 +43,8 @@ class RoutingConfig(StudyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("photos", "wordings", "every", "steps")
+        for split in SPLITS:
+            require_phrases("wordings", self.wordings, split, tuple(OPS)[:: self.every], LANGUAGES)
 
 
 @dataclass(frozen=True)

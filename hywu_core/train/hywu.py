@@ -18,6 +18,7 @@ from ..backbones.embedded import EmbeddedBackbone
 from ..backbones.packing import count_tokens
 from ..conditions import Condition
 from ..conditions.embedded import CONDITION_DIM, EmbeddedConditionEncoder, embedded_condition
+from ..data.instructions import require_phrases
 from ..data.photo_ops import OPS
 from ..embedded.sizing import WORKING_AREA
 from ..embedded.text import TextFeatures
@@ -65,6 +66,7 @@ class HywuTrainingConfig(AdaptingConfig):
             )
         super().__post_init__()
         require_positive(self, "rank", "d_model", "n_layers", "n_heads", "wordings", "area")
+        require_phrases("wordings", self.wordings, "held_out", self.operations, ("en",))
         if self.segment < 0:
             raise HywuError(f"segment is {self.segment}; it must be at least 1, or 0 for the default.")
         if self.photos is not None and self.photos < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from ..cli import require
 from ..errors import HywuError
@@ -20,7 +21,7 @@ from .plan_step import Rehearsal
 
 _GB = 1e9
 # Settings of a run that are no part of a size.
-_OF_THE_RUN = ("batch_size", "accumulate", "precision", "weights", "quantize", "backbone_dtype")
+_OF_THE_RUN = ("batch_size", "accumulate", "precision", "weights", "ema", "quantize", "backbone_dtype")
 
 
 def add_arguments(parse: argparse.ArgumentParser) -> None:
@@ -90,7 +91,7 @@ def _plans(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[Trai
             f"The memory is {device.memory / _GB:g} GB and the efficiency {arguments.efficiency:g}; the one "
             "must be positive and the other a share of at most 1."
         )
-    arrangements = [_arrangement(arguments, of_run, gpus) for gpus in arguments.gpus]
+    arrangements = [_arrangement(arguments, of_run, size.frozen, gpus) for gpus in arguments.gpus]
     rehearse = cache(lambda shares, numbers: Rehearsal.of(size, shares, numbers))
     return [
         plan(size, how, device, arguments.efficiency, rehearse(Shares.of(size, how)[0], how.numbers))
@@ -98,7 +99,9 @@ def _plans(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[Trai
     ]
 
 
-def _arrangement(arguments: argparse.Namespace, of_run: Mapping[str, str], gpus: int) -> Arrangement:
+def _arrangement(
+    arguments: argparse.Namespace, of_run: Mapping[str, str], frozen: str, gpus: int
+) -> Arrangement:
     """The processes as `parallel.py` arranges them: weights are cut up over shards and sequences alike."""
     if gpus < 1:
         raise HywuError(f"gpus is {gpus}; it must be at least 1.")
@@ -106,20 +109,22 @@ def _arrangement(arguments: argparse.Namespace, of_run: Mapping[str, str], gpus:
     batch = of_run.get("batch_size")
     return Arrangement(
         gpus=gpus,
-        batch_size=None if batch is None else _whole("batch_size", batch),
-        accumulate=_whole("accumulate", of_run.get("accumulate", "1")),
+        batch_size=None if batch is None else _number("batch_size", batch, int),
+        accumulate=_number("accumulate", of_run.get("accumulate", "1"), int),
         shard=processes.shard * processes.sequence,
         sequence=processes.sequence,
         backbone_sequence=processes.sequence if processes.ulysses else 1,
         precision=of_run.get("precision", "bf16"),
         weights=of_run.get("weights", "fp32"),
-        backbone=of_run.get("quantize") or of_run.get("backbone_dtype", "bf16"),
+        ema=_number("ema", of_run.get("ema", "0"), float),
+        backbone=of_run.get("quantize") or of_run.get("backbone_dtype", frozen),
         checkpointing=processes.recompute,
     )
 
 
-def _whole(name: str, value: str) -> int:
+def _number(name: str, value: str, kind: type) -> Any:
     try:
-        return int(value)
+        return kind(value)
     except ValueError as error:
-        raise HywuError(f"{name} is '{value}'; it must be a whole number.") from error
+        what = "a whole number" if kind is int else "a number"
+        raise HywuError(f"{name} is '{value}'; it must be {what}.") from error

@@ -18,6 +18,7 @@ from .share import Dealing
 
 # Bytes of a weight in a linear of a block; nf4 in blocks of 64 with a float32 maximum each (QLoRA).
 BACKBONE_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
+QUANTISED = ("int8", "fp8", "nf4")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Arrangement:
     """How a run is set up; `batch_size` counts rows of the whole step, over all ranks and micro-batches.
 
     shard: S.  sequence: Q.  backbone_sequence: U.  weights: "fp32" (master weights and moments) or "bf16"
-    (all of it, rounded stochastically).  backbone: how the frozen weights are kept.
+    (all of it, rounded stochastically).  ema: decay of a moving average of the weights; 0: none.
+    backbone: how the frozen weights are kept.
     """
 
     gpus: int = 1
@@ -60,6 +62,7 @@ class Arrangement:
     backbone_sequence: int = 1
     precision: str = "bf16"
     weights: str = "fp32"
+    ema: float = 0.0
     backbone: str = "bf16"
     checkpointing: bool = True
 
@@ -73,14 +76,31 @@ class Arrangement:
         for name in ("shard", "sequence", "backbone_sequence"):
             if self.gpus % getattr(self, name):
                 raise HywuError(f"{name} is {getattr(self, name)}, which does not divide {self.gpus} GPUs.")
+        if not 0 <= self.ema < 1:
+            raise HywuError(f"ema is {self.ema}; it must be at least 0 (no average) and less than 1.")
         if self.weights == "bf16" and self.precision != "bf16":
             raise HywuError(f"Weights kept in bf16 are for precision bf16, not {self.precision}.")
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the frozen weights are kept in fewer bits than they are computed with."""
+        return self.backbone in QUANTISED
+
+    @property
+    def frozen_shard(self) -> int:
+        """Over how many ranks the frozen weights are cut up; `sharding.py` leaves quantised ones whole."""
+        return 1 if self.quantised else self.shard
 
     @property
     def state_bytes(self) -> tuple[int, int, int]:
         """Bytes of a generator weight, of its gradient, and of AdamW's two moments of it."""
         one = 4 if self.weights == "fp32" else 2
         return one, one, 2 * one
+
+    @property
+    def average_bytes(self) -> int:
+        """Bytes of a generator weight's moving average, which `average.py` keeps in float32."""
+        return 4 if self.ema else 0
 
     @property
     def numbers(self) -> Numbers:

@@ -41,6 +41,11 @@ class BackboneSize:
         """N + S, over which attention goes."""
         return self.pictures * self.side**2 + self.n_text
 
+    @property
+    def lists(self) -> Mapping[str, str]:
+        """Where the blocks of each kind live in the module: the paths of their ModuleLists."""
+        return _KINDS[self.kind].lists
+
     def with_blocks(self, blocks: Mapping[str, int]) -> BackboneSize:
         """The same with other numbers of blocks."""
         return replace(self, blocks=dict(blocks))
@@ -62,6 +67,7 @@ class BackboneSize:
 class _Kind:
     build: Callable[[Mapping[str, Any]], nn.Module]
     call: Callable[[BackboneSize, nn.Module, int, dict[str, Any]], Tensor]
+    lists: Mapping[str, str]
 
 
 def flux(config: Mapping[str, Any]) -> nn.Module:
@@ -136,9 +142,11 @@ def _call_mixture(size: BackboneSize, module: nn.Module, rows: int, like: dict[s
     return out[:, : size.side**2]
 
 
+_DOUBLE = {"num_layers": "transformer_blocks"}
+_BOTH = _DOUBLE | {"num_single_layers": "single_transformer_blocks"}
 _KINDS = {
-    "flux": _Kind(flux, _call_flux),
-    "longcat": _Kind(longcat, _call_two_streams),
-    "qwen_image": _Kind(qwen_image, _call_qwen),
-    "hunyuan_image": _Kind(_mixture, _call_mixture),
+    "flux": _Kind(flux, _call_flux, _BOTH),
+    "longcat": _Kind(longcat, _call_two_streams, _BOTH),
+    "qwen_image": _Kind(qwen_image, _call_qwen, _DOUBLE),
+    "hunyuan_image": _Kind(_mixture, _call_mixture, {"layers": "model.layers"}),
 }

@@ -107,8 +107,9 @@ def _memory(size: TrainSize, how: Arrangement, shares: Shares, seen: Rehearsal) 
     if how.shard > 1:  # the block in work and the one that is fetched meanwhile
         gathered = 2 * block * how.numbers.weights.itemsize
         gathered_grad = block * how.numbers.weights.itemsize
+    if how.frozen_shard > 1:
         gathered_frozen = 2 * seen.weights.backbone_block * BACKBONE_BYTES[how.backbone]
-    if how.backbone in ("int8", "fp8", "nf4"):  # one linear at a time, at most a third of a block
+    if how.quantised:  # one linear at a time, at most a third of a block
         working += seen.weights.backbone_block / 3 * how.numbers.backbone.itemsize
     # Gradients of the generator grow while its activations go; with micro-batches they are there all along.
     there = gradients if how.accumulate > 1 else 0.0
@@ -121,8 +122,9 @@ def _memory(size: TrainSize, how: Arrangement, shares: Shares, seen: Rehearsal) 
     return {
         "generator weights": n * weight / how.shard,
         "AdamW moments": n * moments / how.shard,
+        "moving average": n * how.average_bytes / how.shard,
         "gradients": worst[2],
-        "backbone weights": frozen / how.shard,
+        "backbone weights": frozen / how.frozen_shard,
         "generated LoRAs": lora,
         "generator activations": generator + min(worst[0], 0.0),
         "backbone activations": max(worst[0], 0.0),
@@ -135,7 +137,8 @@ def _seconds(
 ) -> dict[str, float]:
     compute = flop / (device.flops[how.precision] * efficiency)
     beside, between = sent.seconds(device)
-    touched = weights.generator / how.shard * 2 * sum(how.state_bytes)  # read and written again
+    kept = sum(how.state_bytes) + how.average_bytes
+    touched = weights.generator / how.shard * 2 * kept  # read and written again
     update = touched / device.memory_bandwidth
     return {
         "compute": compute,

@@ -54,13 +54,15 @@ BACKBONES = {
 
 
 def embedded_generator() -> TrainSize:
-    """The shipped generator on the shipped backbone."""
+    """The shipped generator on the shipped backbone, which stays in float32 as its file has it."""
     generator = load_generator(GENERATOR)
     side = int(WORKING_AREA**0.5) // PIXELS_PER_TOKEN
     backbone = flux_like(EmbeddedBackbone.load().transformer, "flux", side, 2, N_TOKENS)
     n_condition = 1 + GRID**2 + N_TOKENS
     parts = (generator.config, generator.spec, generator.layout, backbone, n_condition)
-    return TrainSize("embedded_generator", *parts, noise_levels=4)
+    trained = recipe("embedded_generator")
+    levels, rows = trained.settings["noise_levels"], trained.defaults.batch_size
+    return TrainSize("embedded_generator", *parts, levels, rows, frozen="fp32")
 
 
 def paired(kind: str, given: Mapping[str, str]) -> TrainSize:

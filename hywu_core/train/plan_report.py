@@ -55,7 +55,8 @@ def _advice(plan: TrainPlan) -> str:
     how, memory = plan.arrangement, plan.memory
     advice = []
     state = sum(
-        memory[part] for part in ("generator weights", "AdamW moments", "gradients", "backbone weights")
+        memory[part]
+        for part in ("generator weights", "AdamW moments", "moving average", "gradients", "backbone weights")
     )
     if state > plan.available / 2 and how.shard < how.gpus:
         advice.append(f"--shard {how.gpus}")

@@ -21,7 +21,7 @@ class TrainSize:
     """What is trained on what.
 
     n_condition: S, tokens of a condition.  noise_levels: R, rows of each.  batch_size: the recipe's own; a
-    plan takes the next that its GPUs can share.
+    plan takes the next that its GPUs can share.  frozen: how the backbone is kept by default.
     """
 
     name: str
@@ -33,6 +33,7 @@ class TrainSize:
     noise_levels: int = 1
     batch_size: int = 1
     assumptions: tuple[str, ...] = field(default=())
+    frozen: str = "bf16"
 
     def build_generator(self, n_layers: int | None = None) -> ParameterGenerator:
         """The generator, on torch's default device, with another number of blocks if one is given."""

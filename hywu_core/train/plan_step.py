@@ -1,13 +1,13 @@
 """The two halves of a HY-WU step, rehearsed: the generator writes, the backbone runs with what was written.
 
-A block is like the next one, so two of each kind are rehearsed, then three, and the rest is arithmetic.
+A block is like the next one, so two of each sort are rehearsed, then three, and the rest is arithmetic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,11 @@ from torch._subclasses import FakeTensorMode
 from ..conditions import Condition
 from ..lora import Adapter, LoraSpec
 from .plan_arrangement import Numbers, Shares
+from .plan_blocks import Chosen, Sort, ends, only_chosen, sort_blocks
 from .plan_sizes import TrainSize
 from .plan_trace import Trace, trace
 
-_FEW = 2  # blocks of each kind: the first of a generator is not like the others
+_FEW = 2  # blocks of each sort: the first of a generator is not like the others
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,13 @@ def rehearse_generator(size: TrainSize, conditions: int, numbers: Numbers) -> Tr
 
 def rehearse_backbone(size: TrainSize, adapters: int, rows: int, numbers: Numbers) -> Trace:
     """From adapters, which are not counted, to the loss of `rows` pictures, and back to their gradient."""
-    blocks = size.backbone.blocks
-    base = {kind: min(n, _FEW) for kind, n in blocks.items()}
-    few = _backbone(size, base, adapters, rows, numbers)
-    more = {kind: n - base[kind] for kind, n in blocks.items() if n > base[kind]}
-    larger = {kind: _backbone(size, base | {kind: base[kind] + 1}, adapters, rows, numbers) for kind in more}
-    return few.grown(larger, more)
+    sorts = sort_blocks(size)
+
+    def rehearse(one_more: Sort | None = None) -> Trace:
+        return _backbone(size, ends(sorts, one_more), adapters, rows, numbers)
+
+    more = {sort: len(blocks) - _FEW for sort, blocks in sorts.items() if len(blocks) > _FEW}
+    return rehearse().grown({sort: rehearse(sort) for sort in more}, more)
 
 
 def _generator(size: TrainSize, n_layers: int, conditions: int, numbers: Numbers) -> Trace:
@@ -107,13 +109,14 @@ def _generator(size: TrainSize, n_layers: int, conditions: int, numbers: Numbers
         return trace(run, [*generator.parameters(), *generator.buffers(), tokens], generator)
 
 
-def _backbone(size: TrainSize, blocks: dict[str, int], adapters: int, rows: int, numbers: Numbers) -> Trace:
+def _backbone(size: TrainSize, chosen: Chosen, adapters: int, rows: int, numbers: Numbers) -> Trace:
     with FakeTensorMode(), numbers.context():
         with made_in(numbers.backbone):
+            blocks = {kind: len(chosen.get(kind, ())) for kind in size.backbone.blocks}
             module = size.backbone.with_blocks(blocks).build().requires_grad_(False).train()
         if numbers.checkpointing:
             module.enable_gradient_checkpointing()
-        spec = only_present(size.spec, blocks)
+        spec = only_chosen(size.spec, size.backbone, chosen)
         adapter = zero_adapter(spec, adapters, numbers.written)
         known = [*module.parameters(), *module.buffers(), *(t for pair in adapter.values() for t in pair)]
 
@@ -134,16 +137,6 @@ def made_in(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def only_present(spec: LoraSpec, blocks: dict[str, int]) -> LoraSpec:
-    """The spec of a backbone with fewer blocks: its bands are of one kind each, in the order of the kinds."""
-    bands = []
-    counts = list(blocks.values())
-    for band, count in zip(spec.bands, counts, strict=True):
-        layers = band.layers[:count]
-        bands.append(replace(band, n_layers=len(layers), layers=layers))
-    return replace(spec, bands=tuple(bands))
 
 
 def zero_adapter(spec: LoraSpec, batch: int, dtype: torch.dtype) -> Adapter:

@@ -33,7 +33,7 @@ class Trace:
     kept: int
     working: int
 
-    def grown(self, larger: Mapping[str, Trace], more: Mapping[str, int]) -> Trace:
+    def grown(self, larger: Mapping[Any, Trace], more: Mapping[Any, int]) -> Trace:
         """With `more[kind]` more blocks of each kind, where `larger[kind]` has one more: blocks are alike."""
 
         def count(field: str) -> int:

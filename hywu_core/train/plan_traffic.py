@@ -72,7 +72,9 @@ def traffic(size: TrainSize, how: Arrangement, shares: Shares, weights: Weights)
     flows = {
         "gather generator (FSDP)": Flow(2 * passes * _others(sharded) * gathered, sharded, True),
         "reduce gradients (FSDP)": Flow(passes * _others(sharded) * reduced, sharded, True),
-        "gather backbone (FSDP)": Flow(2 * passes * _others(sharded) * frozen, sharded, True),
+        "gather backbone (FSDP)": Flow(
+            2 * passes * _others(how.frozen_shard) * frozen, how.frozen_shard, True
+        ),
         "average gradients": Flow(
             2 * _others(copies) * reduced / sharded, how.gpus if copies > 1 else 1, True
         ),

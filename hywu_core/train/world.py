@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..conditions import Condition
-from ..data.instructions import Phrase, phrases
+from ..data.instructions import Phrase, phrases, require_phrases
 from ..data.latents import LatentPool
 from ..data.metrics import psnr
 from ..data.photo_ops import OPS, make_pair
@@ -125,8 +125,9 @@ def held_out_cases(
     """Every operation on the (first `photos`) held-out photographs.
 
     Each is asked for in `wordings` phrases of each language, of `split`, "held_out" or "train"; the
-    photographs are never trained on.
+    photographs are never trained on. HywuError where an operation has not so many phrases.
     """
+    require_phrases("wordings", wordings, split, operations, languages)
     cases = []
     for index, photo in enumerate(load_tensors("held_out")[:photos]):
         image = fit_image(photo[None].float() / 255, area)

@@ -99,8 +99,12 @@ def test_parity_over_random_sizes_and_a_difference_is_an_error(authors, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--rounds", "0"], "must be positive"),
-        (["--activation-mb", "-1"], "must be positive"),
+        (["--rounds", "0"], "rounds is 0; it must be at least 1"),
+        (["--threads", "0"], "threads is 0; it must be at least 1"),
+        (["--parity", "0", "--against", "."], "parity is 0; it must be at least 1"),
+        (["--activation-mb", "-1"], "activation_mb is -1; it must be positive"),
+        (["--activation-mb", "0"], "activation_mb is 0; it must be positive"),
+        (["--keep-start-mb", "-0.5"], "keep_start_mb is -0.5; it must not be negative"),
         (["--parity", "2"], "--against"),
         (["--config", "release"], "GB and 3.0 PFLOP, hours on a CPU"),
         (["--against", "nowhere"], r"no copy of the official repository"),

@@ -46,8 +46,9 @@ def test_a_difference_of_the_losses_is_an_error(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--steps", "0"], "must be positive"),
-        (["--noise-levels", "0"], "must be positive"),
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
+        (["--noise-levels", "0"], "noise_levels is 0; it must be at least 1"),
+        (["--threads", "0"], "threads is 0; it must be at least 1"),
         (["--accumulate", "3"], "must divide the 2 LoRAs"),
         (["--device", "nonsense"], "'nonsense' is not available"),
     ],

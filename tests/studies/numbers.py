@@ -9,6 +9,8 @@ from typing import Any
 # Not part of a word or a name such as "rank-8" or "op_2"; thousands may have commas.
 _NUMBER = re.compile(r"(?<![\w.^-])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e-?\d+)?(?![\w^])")
 
+_HASHES = re.compile(r"^Weights: .*$", re.MULTILINE)  # some of them look like numbers
+
 
 def numbers_of(value: Any) -> Iterator[float]:
     """Every number in plain data, the lengths of its lists and mappings among them."""
@@ -33,6 +35,7 @@ def strangers(report: str, result: Any, known: tuple[str, ...] = ()) -> list[str
     """
     for passage in known:
         report = report.replace(passage, "")
+    report = _HASHES.sub("", report)
     values = [abs(v) for v in numbers_of(result)]
     found = []
     for text in _NUMBER.findall(report):

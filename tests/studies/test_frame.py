@@ -1,7 +1,7 @@
 """What all studies share: a command line, parts that are kept, a report and a figure of the JSON alone."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +9,9 @@ import torch
 
 from hywu_core import study as command_line
 from hywu_core.errors import HywuError
+from hywu_core.storage import file_sha256
 from hywu_core.studies import QUESTIONS
-from hywu_core.studies.frame import Study, StudyConfig, carry_out, dumps, option, redraw
+from hywu_core.studies.frame import OfGenerator, Study, StudyConfig, carry_out, dumps, option, redraw
 from hywu_core.studies.statistics import interval, more_often_larger
 from hywu_core.studies.style import panel, sheet
 from hywu_core.study import main
@@ -71,7 +72,12 @@ def test_a_result_says_what_it_is_of(tmp_path):
     assert result["heads"] == [0, 1, 0, 1]
     assert len(result["code"]["revisions"]) == 1
     assert {len(sha) for sha in result["weights"].values()} == {64}
-    assert (tmp_path / "out" / "report.md").read_text() == "# Tosses\n\n0.50 of 4 were heads.\n"
+    weights = ", ".join(
+        f"{name} {result['weights'][key][:8]}"
+        for name, key in (("autoencoder",) * 2, ("backbone",) * 2, ("text encoder", "text_encoder"))
+    )
+    told = (tmp_path / "out" / "report.md").read_text()
+    assert told == f"# Tosses\n\n0.50 of 4 were heads.\n\nWeights: {weights}.\n"
     assert (tmp_path / "out" / "tosses.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -124,11 +130,39 @@ def test_no_result_to_draw_is_a_sentence(tmp_path, capfd, text, sentence):
         (("--steps", 0), "steps is 0; it must be at least 1"),
         (("--seed", -1), "seed is -1"),
         (("--device", "abacus"), "The device 'abacus' is not available here"),
+        (("--wordings", 4), "wordings is 4; there are only 3 held-out phrases for "),
     ],
 )
 def test_bad_options_are_sentences_and_leave_nothing(tmp_path, capfd, arguments, sentence):
     out = ("--out", tmp_path / "out")
     assert sentence in refused(main, "routing", *out, *arguments, folder=tmp_path, capfd=capfd)
+
+
+@pytest.mark.parametrize("name", ["conflict", "gradients", "scaling"])
+def test_studies_that_use_no_generators_file_do_not_take_one(tmp_path, name, capsys):
+    with pytest.raises(SystemExit):
+        main([name, "--out", str(tmp_path / "out"), "--generator", "other.safetensors"])
+    assert "unrecognized arguments: --generator" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@dataclass(frozen=True)
+class OtherTossConfig(OfGenerator, TossConfig):
+    coins: int = option(3, "how many are tossed")
+
+
+def test_the_weights_of_a_result_are_those_that_were_used(tmp_path):
+    (tmp_path / "mine").write_bytes(b"weights")
+    without = carry_out("tosses", Tosses().study(), TossConfig(), tmp_path / "a")
+    other = replace(Tosses().study(), config=OtherTossConfig)
+    given = carry_out("tosses", other, OtherTossConfig(generator=tmp_path / "mine"), tmp_path / "b")
+    assert given["weights"].pop("generator") == file_sha256(tmp_path / "mine")
+    assert given["weights"] == without["weights"]
+    assert "generator" not in (tmp_path / "a" / "report.md").read_text()
+    assert f"generator {file_sha256(tmp_path / 'mine')[:8]}" in (tmp_path / "b" / "report.md").read_text()
+    assert given["config"]["coins"] == 3
+    with pytest.raises(HywuError, match="coins is 0"):
+        OtherTossConfig(coins=0)
 
 
 def test_quick_changes_defaults_and_not_what_was_given():

@@ -9,12 +9,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hywu_core import load_generator
+from hywu_core.backbones.embedded import EmbeddedBackbone
 from hywu_core.bench.sizes import work
 from hywu_core.errors import HywuError
-from hywu_core.lora import Adapter
+from hywu_core.lora import Adapter, LoraSpec
 from hywu_core.measure import peak_extra_bytes
+from hywu_core.tokens import TokenLayout
 from hywu_core.train import plan_recipes
 from hywu_core.train.__main__ import main
+from hywu_core.train.average import Average
 from hywu_core.train.plan_arrangement import Arrangement, Numbers, Shares
 from hywu_core.train.plan_devices import accelerator
 from hywu_core.train.plan_measure import RealStep, SmallRun, measure, measured_report
@@ -23,6 +26,7 @@ from hywu_core.train.plan_moe import MixtureBackbone
 from hywu_core.train.plan_names import train_size
 from hywu_core.train.plan_report import sentence
 from hywu_core.train.plan_step import Rehearsal, Weights
+from hywu_core.train.recipes import recipe
 
 from ..data import paired_writers as conventions
 from .own_data import QUICK, write_data, write_models
@@ -61,18 +65,43 @@ def attention_backward(out, q, k, v, *_, out_shape=None, **__):
     return attention(q, k, v) // 2 * 5
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_work_is_what_torch_counts_in_a_real_step(tiny, checkpointing):
-    """Four blocks of a kind are planned from two and three."""
-    planned = planned_for(tiny, one_process(checkpointing))
+def counted(size, how):
+    """The work of a real step, by torch."""
     aten = torch.ops.aten
     mapping = {
         aten._scaled_dot_product_flash_attention_for_cpu: attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     }
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        RealStep(tiny, one_process(checkpointing), CPU)()
-    assert sum(planned.flop.values()) == counter.get_total_flops()
+        RealStep(size, how, CPU)()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_work_is_what_torch_counts_in_a_real_step(tiny, checkpointing):
+    """Four blocks of a kind are planned from two and three."""
+    planned = planned_for(tiny, one_process(checkpointing))
+    assert sum(planned.flop.values()) == counted(tiny, one_process(checkpointing))
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["single_transformer_blocks.*"],
+        ["transformer_blocks.*"],
+        ["single_transformer_blocks.[1234].attn.*"],
+        ["transformer_blocks.[1-3].*", "single_transformer_blocks.4.*", "single_transformer_blocks.5.proj*"],
+        ["proj_out"],
+    ],
+)
+def test_targets_may_leave_out_kinds_of_blocks_and_single_ones(targets):
+    """The backward pass ends at the first block that is adapted, and passes through those after it."""
+    size = replace(TINY, double=4, single=6).size()
+    with torch.device("meta"):
+        spec = LoraSpec.from_module(size.backbone.build(), targets, rank=8, alpha=8)
+    size = replace(size, spec=spec, layout=TokenLayout.for_spec(spec))
+    planned = plan(size, one_process(), accelerator("h100"))
+    assert sum(planned.flop.values()) == counted(size, one_process())
 
 
 def test_the_generators_forward_work_is_the_formulas(tiny):
@@ -137,6 +166,16 @@ def test_a_batch_that_the_gpus_cannot_share_is_filled_up():
     assert [Shares.of(size, Arrangement(gpus=n))[1] for n in (1, 3, 8)] == [4, 6, 8]
 
 
+def test_the_embedded_generator_is_planned_as_its_recipe_trains_it(capsys, tmp_path):
+    path = tmp_path / "plan.json"
+    assert main(["--plan", "--set", "ema=0.99", "--json", str(path)]) == 0
+    (planned,) = json.loads(path.read_text())["plans"]
+    assert "moving average" in capsys.readouterr().out
+    assert planned["batch_size"] == recipe("embedded_generator").defaults.batch_size
+    frozen = EmbeddedBackbone.load()
+    assert planned["memory"]["backbone weights"] == sum(p.nbytes for p in frozen.parameters())
+
+
 def test_a_mixture_of_experts_applies_its_adapter():
     """The stand-in is a model: an adapter does to it what its merged weights would."""
     torch.manual_seed(0)
@@ -194,6 +233,37 @@ def test_sharing_out_and_what_is_sent(tiny):
     x = 2 * sum(band.n_layers * parameters.n_places for band, parameters in bands(tiny)) * TINY.d_model * 4
     assert split.traffic["generator sequence (DSP)"] == 2 * TINY.n_layers * 2 * (x / 2) / 2
     assert split.traffic["share adapters (DSP)"] == 2 * (2 * tiny.spec.n_parameters * 4) / 2
+
+
+@pytest.mark.parametrize(("backbone", "parts"), [("bf16", 2), ("int8", 1)])
+def test_a_quantised_backbone_stays_whole_on_every_process(tiny, backbone, parts):
+    """As `sharding.can_shard` has it: only plain numbers are cut up, and only they are gathered again."""
+    seen = rehearsed(Shares(2, 2, 2), Numbers())
+    alone, divided = (
+        plan(
+            tiny,
+            Arrangement(gpus=2, batch_size=4, backbone=backbone, shard=n),
+            accelerator("h100"),
+            rehearsal=seen,
+        )
+        for n in (1, 2)
+    )
+    assert divided.memory["backbone weights"] == alone.memory["backbone weights"] / parts
+    assert ("gather backbone (FSDP)" in divided.traffic) is (parts == 2)
+    assert divided.memory["generator weights"] == alone.memory["generator weights"] / 2
+
+
+def test_a_moving_average_is_a_copy_of_what_is_trained(tiny):
+    """Kept in float32 and cut up as the weights are, whatever these are kept in."""
+    seen = rehearsed(Shares(2, 2, 2), Numbers())
+    how = Arrangement(gpus=2, batch_size=4, shard=2, weights="bf16")
+    without, averaged = (
+        plan(tiny, each, accelerator("h100"), rehearsal=seen) for each in (how, replace(how, ema=0.999))
+    )
+    kept = sum(t.nbytes for t in Average(tiny.build_generator(), 0.999).weights.values())
+    assert averaged.memory["moving average"] == kept / 2
+    assert averaged.peak - without.peak == kept / 2
+    assert averaged.seconds["update"] > without.seconds["update"]
 
 
 def test_the_sentence_says_whether_it_fits_and_what_to_do(tiny):
@@ -254,6 +324,8 @@ def test_the_command_prints_a_table_and_writes_json(capsys, tmp_path):
         (["--plan", "--adaptation", "sft"], "for the adaptation hywu, not for sft"),
         (["--plan", "--quantize", "int3"], "backbone is 'int3'"),
         (["--plan", "--set", "rank=0"], "rank is 0"),
+        (["--plan", "--set", "ema=1"], "ema is 1.0; it must be at least 0"),
+        (["--plan", "--set", "ema=slow"], "ema is 'slow'; it must be a number"),
         (["--plan", "--set", "rank"], "NAME=VALUE"),
         (["--plan", "--set", "d_model=wide"], "must be a number"),
         (["--plan", "--json", "no/such/folder.json"], "name a file in a folder that exists"),

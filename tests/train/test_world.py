@@ -8,7 +8,8 @@ from hywu_core.data.photos import load_tensors
 from hywu_core.embedded.autoencoder import TinyAutoencoder
 from hywu_core.embedded.sizing import MULTIPLE
 from hywu_core.errors import HywuError
-from hywu_core.train.world import FULL_SIZES, sizes_about
+from hywu_core.train.hywu import HywuTrainingConfig
+from hywu_core.train.world import FULL_SIZES, held_out_cases, sizes_about
 
 
 def test_smaller_pictures_keep_their_shapes():
@@ -20,6 +21,20 @@ def test_smaller_pictures_keep_their_shapes():
             assert (height < width, height > width) == (h < w, h > w)
     with pytest.raises(HywuError, match="pixels is 95; it must be at least 96"):
         sizes_about(95)
+
+
+def test_wordings_that_do_not_exist_are_not_left_out_in_silence():
+    both = ("en", "zh")
+    assert len(held_out_cases(["warm"], 3, 1, 96 * 96, languages=both)) == 6
+    with pytest.raises(
+        HywuError, match="wordings is 4; there are only 3 held-out phrases for warm in Chinese"
+    ):
+        held_out_cases(["warm"], 4, 1, 96 * 96, languages=both)
+    assert len(held_out_cases(["warm"], 5, 1, 96 * 96)) == HywuTrainingConfig(wordings=5).wordings
+    with pytest.raises(
+        HywuError, match=r"wordings is 6; there are only 5 held-out phrases for .* in English"
+    ):
+        HywuTrainingConfig(wordings=6)
 
 
 def test_edits_encoded_in_16_bits_are_nearly_the_same():

@@ -21,3 +21,10 @@ def test_what_a_relative_of_flux_lacks_is_told(measured, kind):
     assert found.startswith("1 of the LoRA's 2 targets found in the ")
     assert "1 are not in it and have no effect, such as t" in found
     assert runs.startswith("Side path")
+
+
+@pytest.mark.parametrize("kind", ["as deep", "shallower"])
+def test_a_second_model_of_the_same_sampling_is_left_alone(measured, kind):
+    """Core's Dual Model CFG Guider calls the first model's wrappers for the second one too."""
+    assert measured["two models"]["effect"] > 1e-3
+    assert measured["two models"][kind] == 0

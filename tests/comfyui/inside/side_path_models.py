@@ -1,10 +1,10 @@
-"""The side path on relatives of FLUX that lack some of its modules."""
+"""The side path among models: relatives of FLUX that lack some of its modules, two models in one sampling."""
 
 from __future__ import annotations
 
 import json
 
-import flux  # noqa: F401 (opens ComfyUI)
+from flux import beside, gap
 
 # isort: split
 import comfy.ldm.chroma.model
@@ -55,8 +55,21 @@ def lora(*names: str) -> Adapter:
             name: tuple(torch.randn(1, *shape, generator=random) for shape in ((3, 64), (64, 3)))
             for name in names
         },
-        0.1,
+        1.0,
     )
+
+
+def predict(patcher: ModelPatcher, wrappers: dict | None = None) -> torch.Tensor:
+    """One model call as in a sampling of this patcher, with its own wrappers or another's."""
+    random = torch.Generator().manual_seed(2)
+    x, text, pooled = (torch.randn(1, *shape, generator=random) for shape in ((16, 8, 8), (5, 32), (16,)))
+    options = {"wrappers": patcher.wrappers if wrappers is None else wrappers, "cond_or_uncond": [0]}
+    patcher.pre_run()
+    try:
+        call = {"c_crossattn": text, "y": pooled, "transformer_options": options}
+        return patcher.model.apply_model(x, torch.full((1,), 0.7), **call).clone()
+    finally:
+        patcher.cleanup()
 
 
 def relatives() -> dict[str, list[str]]:
@@ -71,9 +84,19 @@ def relatives() -> dict[str, list[str]]:
     }
 
 
+def two_models() -> dict[str, float]:
+    """As core's Dual Model CFG Guider samples: the first model's wrappers around the second model too."""
+    first = schnell(depth=2)
+    applied = beside(first, lora(*(QUERIES.format(i) for i in range(2))))
+    measured = {"effect": gap(predict(applied), predict(first))}
+    for kind, other in {"as deep": schnell(depth=2, seed=3), "shallower": schnell(depth=1, seed=3)}.items():
+        measured[kind] = gap(predict(other, applied.wrappers), predict(other))
+    return measured
+
+
 def main() -> dict[str, object]:
     """Everything the test asks about."""
-    return {"relatives": relatives()}
+    return {"relatives": relatives(), "two models": two_models()}
 
 
 print(json.dumps(main()))

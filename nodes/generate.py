@@ -14,6 +14,7 @@ from ..hywu_core.generate import generate_kept
 from ..hywu_core.lora.limits import Limits
 from ..hywu_core.lora.norm_table import norm_table
 from .backports import search_words, shown_again
+from .heat_maps import as_shown
 from .kept import CACHES, caches_of
 from .sockets import CATEGORY, AdapterSocket, ConditionSocket, GeneratorSocket, LoadedGenerator
 
@@ -100,7 +101,7 @@ class GenerateLoRA(io.ComfyNode):
         ]
         for line in report:
             logger.info("Generate LoRA: %s", line)
-        ui = {"hywu_report": report, "hywu_heat_map": [table.payload() for table in tables]}
+        ui = {"hywu_report": report, "hywu_heat_map": as_shown(tables)}
         return io.NodeOutput(adapter, lora_model(adapter), ui=ui)
 
 

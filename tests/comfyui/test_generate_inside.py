@@ -26,3 +26,9 @@ def test_heat_maps_are_no_outputs_of_a_job(measured):
     if measured["outputs"] is None:
         pytest.skip("this ComfyUI does not count a job's outputs")
     assert measured["outputs"] == 1
+
+
+def test_comfyui_makes_room_for_the_forward_pass_too(measured):
+    """For one condition at a time, however many there are."""
+    assert measured["planned"] > 0
+    assert measured["asked"] == [measured["planned"]]

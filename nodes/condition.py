@@ -98,6 +98,7 @@ class EncodeCondition(io.ComfyNode):
                     "disconnect hidden_states and connect an image."
                 )
             condition = _of_hidden_states(hidden_states, prompts, info.get("dim"))
+            condition = replace(condition, encoder=info.get("id"))
             return _output(condition, [name for name, given in images.items() if given])
         pictures = {
             name: [picture for batch in given or () for picture in pixels(batch)]
@@ -109,7 +110,7 @@ class EncodeCondition(io.ComfyNode):
             raise HywuError(
                 f"The encoder {encoder.id} of this generator looks at a picture; connect an image."
             )
-        return _output(encoder.encode(*edits))
+        return _output(replace(encoder.encode(*edits), encoder=info.get("id")))
 
 
 def _of_hidden_states(given: list[Conditioning], prompts: list[str], dim: int | None) -> Condition:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from .conditions import Condition
+from .errors import HywuError
 from .generation_cache import cache_key
 from .generator import ParameterGenerator
 from .lora import Adapter
@@ -47,6 +48,7 @@ def generate(
 
     Raises HywuError when the condition is of another encoder, or when a generated value is not finite.
     """
+    _require_own_encoder(generator, condition)
     adapter = generator(condition.to(generator.device), on_block).check()
     adapter = told(adapter, generator, condition, generator_sha256)
     if limits is None:
@@ -74,6 +76,7 @@ def generate_kept(
     condition carries no padding and needs no mask, and the memory is that of one. It is put into all caches
     at once, so that a cancelled batch is not lost. Conditions that occur twice are generated once.
     """
+    _require_own_encoder(generator, condition)
     digests = condition.digests()
     keys = [cache_key(generator_sha256, digest, generator.device.type) for digest in digests]
     known: dict[str, Adapter] = {}
@@ -109,6 +112,16 @@ def told(
     if condition.prompts is not None:
         rows = [row | {"prompt": prompt} for row, prompt in zip(rows, condition.prompts, strict=True)]
     return Adapter(adapter, adapter.scale, _origin(generator, generator_sha256), rows)
+
+
+def _require_own_encoder(generator: ParameterGenerator, condition: Condition) -> None:
+    """Where both encoders are known: another one as wide would give a LoRA that means nothing."""
+    given, own = condition.encoder, generator.encoder_info.get("id")
+    if None not in (given, own) and given != own:
+        raise HywuError(
+            f"The condition is of the encoder '{given}', but this generator reads '{own}'; encode it "
+            "for this generator."
+        )
 
 
 def _origin(generator: ParameterGenerator, generator_sha256: str | None) -> dict[str, str]:

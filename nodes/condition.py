@@ -88,7 +88,6 @@ class EncodeCondition(io.ComfyNode):
         if len(generator) > 1:
             raise HywuError(f"HY-WU Condition takes one generator, and was given a list of {len(generator)}.")
         (loaded,) = generator
-        prompts = lines_of(prompt) if one_prompt_per_line[0] else list(prompt)
         images = {"image": image, "image_2": image_2, "image_3": image_3}
         info = loaded.generator.encoder_info
         if hidden_states:
@@ -97,19 +96,27 @@ class EncodeCondition(io.ComfyNode):
                     f"This generator reads conditions of the encoder '{info.get('id')}', not hidden states; "
                     "disconnect hidden_states and connect an image."
                 )
+            worded = any(text.strip() for text in prompt)  # they have been read: none need be given again
+            prompts = _instructions(prompt, one_prompt_per_line[0] and worded)
             condition = _of_hidden_states(hidden_states, prompts, info.get("dim"))
+            condition = replace(condition, encoder=info.get("id"))
             return _output(condition, [name for name, given in images.items() if given])
         pictures = {
             name: [picture for batch in given or () for picture in pixels(batch)]
             for name, given in images.items()
         }
-        edits = join_edits(prompts, pictures)  # before a model is read for them
-        encoder = encoder_for(loaded, download[0])
-        if not pictures["image"]:
+        # Before an encoder is read for them, or even downloaded.
+        edits = join_edits(_instructions(prompt, one_prompt_per_line[0]), pictures)
+        if not pictures["image"] and info.get("kind") != BackboneHiddenEncoder.kind:
             raise HywuError(
-                f"The encoder {encoder.id} of this generator looks at a picture; connect an image."
+                f"The encoder {info.get('id')} of this generator looks at a picture; connect an image."
             )
-        return _output(encoder.encode(*edits))
+        encoder = encoder_for(loaded, download[0])
+        return _output(replace(encoder.encode(*edits), encoder=info.get("id")))
+
+
+def _instructions(prompt: list[str], per_line: bool) -> list[str]:
+    return lines_of(prompt) if per_line else list(prompt)
 
 
 def _of_hidden_states(given: list[Conditioning], prompts: list[str], dim: int | None) -> Condition:

@@ -11,9 +11,11 @@ from comfy_api.v0_0_2 import io
 from ..hywu_core.apply.comfy import lora_model
 from ..hywu_core.conditions import Condition
 from ..hywu_core.generate import generate_kept
+from ..hywu_core.generator.memory import plan_of
 from ..hywu_core.lora.limits import Limits
 from ..hywu_core.lora.norm_table import norm_table
 from .backports import search_words, shown_again
+from .heat_maps import as_shown
 from .kept import CACHES, caches_of
 from .sockets import CATEGORY, AdapterSocket, ConditionSocket, GeneratorSocket, LoadedGenerator
 
@@ -85,7 +87,7 @@ class GenerateLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         """Generate what is new, then bound."""
         fingerprint = generator.fingerprint  # before it moves: its weights are read where they lie
-        comfy.model_management.load_models_gpu([generator.patcher], force_full_load=True)
+        _make_room(generator, condition.tokens.shape[1])
         logger.info("Generate LoRA: %d conditions", condition.batch)
         # On the CPU, so that what is kept never fills a GPU behind ComfyUI's back.
         adapter, n_kept = generate_kept(
@@ -100,8 +102,16 @@ class GenerateLoRA(io.ComfyNode):
         ]
         for line in report:
             logger.info("Generate LoRA: %s", line)
-        ui = {"hywu_report": report, "hywu_heat_map": [table.payload() for table in tables]}
+        ui = {"hywu_report": report, "hywu_heat_map": as_shown(tables)}
         return io.NodeOutput(adapter, lora_model(adapter), ui=ui)
+
+
+def _make_room(generator: LoadedGenerator, n_condition: int) -> None:
+    """Load the generator, with room for a forward pass: conditions go through it one by one."""
+    plan = plan_of(generator.generator, n_condition, device=generator.patcher.load_device)
+    comfy.model_management.load_models_gpu(
+        [generator.patcher], memory_required=plan.extra, force_full_load=True
+    )
 
 
 def _norm_bound(name: str, tooltip: str) -> io.Float.Input:

@@ -10,6 +10,7 @@ from ..hywu_core.heat_map import draw_heat_map
 from ..hywu_core.lora import Adapter
 from ..hywu_core.lora.inspection import inspect
 from .backports import search_words
+from .heat_maps import as_shown
 from .sockets import CATEGORY, AdapterSocket
 
 
@@ -55,7 +56,7 @@ class InspectAdapter(io.ComfyNode):
         found = inspect(adapter, other, index)
         picture = np.asarray(draw_heat_map(found.tables), dtype=np.float32) / 255
         shown = {
-            "hywu_heat_map": [table.payload() for table in found.tables],
+            "hywu_heat_map": as_shown(found.tables),
             "hywu_report": [line for line in found.lines if line],
         }
         return io.NodeOutput(torch.from_numpy(picture)[None], "\n".join(found.lines), ui=shown)

@@ -9,7 +9,9 @@ from comfy_api.v0_0_2 import io
 
 from ..hywu_core.lora import load_adapter
 from ..hywu_core.lora.architectures import describe_adapter
+from ..hywu_core.lora.peft import CONFIG
 from .backports import search_words, shown_again
+from .folders import FileStates, states
 from .sockets import CATEGORY, AdapterSocket
 
 _SUFFIXES = (".safetensors", ".sft")  # what else models/loras may hold are pickles, which are never opened
@@ -45,10 +47,10 @@ class LoadAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, adapter_name: str) -> tuple[int, int]:
-        """Load again when the file was replaced."""
-        state = _path(adapter_name).stat()
-        return state.st_mtime_ns, state.st_size
+    def fingerprint_inputs(cls, adapter_name: str) -> FileStates:
+        """Load again when the file was replaced, or the configuration of its PEFT folder."""
+        path = _path(adapter_name)
+        return states([path, path.with_name(CONFIG)])
 
     @classmethod
     def execute(cls, adapter_name: str) -> io.NodeOutput:

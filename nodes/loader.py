@@ -16,7 +16,7 @@ from ..hywu_core.errors import HywuError
 from ..hywu_core.generator import load_generator
 from ..hywu_core.generator.release import CONFIG, is_release
 from .backports import search_words
-from .folders import GENERATORS
+from .folders import GENERATORS, FileStates, states
 from .sockets import CATEGORY, GeneratorSocket, LoadedGenerator
 
 # What the widget says, and how the core is asked for it.
@@ -69,11 +69,10 @@ class LoadGenerator(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, generator_name: str, precision: str = AS_STORED) -> float:
-        """Load again when the file was replaced, by a longer training say."""
+    def fingerprint_inputs(cls, generator_name: str, precision: str = AS_STORED) -> FileStates:
+        """Load again when a file was replaced, by a longer training say."""
         path = _path(generator_name)
-        files = [path, *path.iterdir()] if path.is_dir() else [path]
-        return max(file.stat().st_mtime for file in files)
+        return states(path.iterdir() if path.is_dir() else [path])
 
     @classmethod
     def execute(cls, generator_name: str, precision: str = AS_STORED) -> io.NodeOutput:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
 from hywu_core import Adapter, Condition, GeneratorConfig, LoraSpec, ParameterGenerator
+from hywu_core.errors import HywuError
 from hywu_core.generate import generate, generate_kept
 from hywu_core.generation_cache import MemoryCache
 from hywu_core.generator.fingerprint import fingerprint
@@ -83,6 +87,15 @@ def test_an_adapter_says_where_it_came_from(generator):
     unknown = generate(generator, Condition(condition[0].tokens))
     assert "prompt" not in unknown.rows[0]
     assert "generator_sha256" not in unknown.provenance
+
+
+def test_a_condition_of_another_encoder_is_refused_though_it_is_as_wide(generator):
+    known = replace(conditions(0), encoder="an encoder")
+    generate(generator, known)
+    other = replace(known, encoder="another")
+    for run in (generate, partial(generate_kept, generator_sha256="")):
+        with pytest.raises(HywuError, match="encoder 'another', but this generator reads 'an encoder'"):
+            run(generator, other)
 
 
 def test_bounds_are_kept(generator):
@@ -173,8 +186,6 @@ def test_a_cancelled_batch_keeps_what_was_finished(generator, passes):
 
 
 def test_values_that_are_not_finite_are_refused_and_not_kept(generator):
-    from hywu_core.errors import HywuError
-
     broken = new_generator()
     broken.proj_out_B.bias[0] = float("nan")
     cache = MemoryCache(10**8)

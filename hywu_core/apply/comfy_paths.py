@@ -92,7 +92,8 @@ class AroundApplyModel:
     """ComfyUI's `apply_model` wrapper: runs the model with the side paths in place.
 
     key: of the additional model that holds the tensors. Clones for other GPUs have one of their own under
-        the same key, so it is looked for in the patcher that is running.
+        the same key, so it is looked for in the patcher that is running. One without it is another model, to
+        which core's Dual Model CFG Guider hands the first one's wrappers: it runs untouched.
     """
 
     def __init__(self, key: str, side: SidePaths, schedule: Schedule) -> None:
@@ -112,10 +113,10 @@ class AroundApplyModel:
         """Run the model on x (K * N, ...)."""
         model = executor.class_obj
         options = transformer_options if transformer_options is not None else {}
-        if not self.schedule.includes(model, options.get("sigmas")):
+        side = self._side_of(model)
+        if side is None or not self.schedule.includes(model, options.get("sigmas")):
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         chunks = options.get("cond_or_uncond") or (0,)
-        side = self._side_of(model)
         options = _without_ours(options)
         try:
             entries = side.entries(model, x.device, chunks, len(x))
@@ -125,10 +126,12 @@ class AroundApplyModel:
             side.forget()
             raise
 
-    def _side_of(self, model: BaseModel) -> SidePaths:
+    def _side_of(self, model: BaseModel) -> SidePaths | None:
         patcher = model.current_patcher
-        own = patcher.get_additional_models_with_key(self.key) if patcher is not None else ()
-        return own[0].model if own else self.side
+        if patcher is None:  # a call outside of sampling
+            return self.side
+        own = patcher.get_additional_models_with_key(self.key)
+        return own[0].model if own else None
 
 
 def _without_ours(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,10 @@ def find_places(model: BaseModel, names: Sequence[str]) -> dict[str, Place]:
             (table[name], None, None) if isinstance(table[name], str) else (*table[name], None)[:3]
         )
         path = key.removesuffix(".weight")
-        module = find_module(model, path)
+        try:
+            module = find_module(model, path)
+        except AttributeError:  # the table is by the model's sizes: Chroma's blocks have no modulation, say
+            continue
         if (dims := _dims(module)) is None:
             continue
         d_in, d_out, convolution = dims
@@ -96,7 +99,10 @@ def _dims(module: nn.Module) -> tuple[int, int, Convolution | None] | None:
 
 
 def find_module(root: nn.Module, path: str) -> nn.Module:
-    """The module at a path, also below modules that torch.compile has wrapped; faster than get_submodule."""
+    """The module at a path, also below modules that torch.compile has wrapped; faster than get_submodule.
+
+    Raises AttributeError where there is none.
+    """
     module = root
     for part in path.split("."):
         children = module._modules

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Condition:
     mask: (B, S) bool, True where a token is real; None says that every token is. None is also the fast path:
         attention without a mask runs on flash kernels. Masked tokens never influence the generated update.
     prompts: the instruction of each, for provenance; None where they are not known. No generator reads them.
+    encoder: the id of the encoder that gave the tokens, None where it is not known.
 
     Raises HywuError when the shapes or dtypes are not these.
     """
@@ -31,6 +32,7 @@ class Condition:
     tokens: Tensor
     mask: Tensor | None = None
     prompts: tuple[str, ...] | None = None
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 3 or 0 in self.tokens.shape:
@@ -76,12 +78,13 @@ class Condition:
         prompts = self.prompts
         if prompts is not None:
             prompts = prompts[rows] if isinstance(rows, slice) else tuple(prompts[row] for row in rows)
-        return Condition(self.tokens[rows], None if self.mask is None else self.mask[rows], prompts)
+        mask = None if self.mask is None else self.mask[rows]
+        return replace(self, tokens=self.tokens[rows], mask=mask, prompts=prompts)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
         """Move or cast the tokens; the mask stays bool and moves along."""
         mask = None if self.mask is None else self.mask.to(device=device)
-        return Condition(self.tokens.to(device=device, dtype=dtype), mask, self.prompts)
+        return replace(self, tokens=self.tokens.to(device=device, dtype=dtype), mask=mask)
 
     def check(self) -> Condition:
         """Return self; HywuError when a real token is not finite or a condition has no real token at all.
@@ -115,7 +118,7 @@ class Condition:
         order = self.mask.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
         mask = self.mask.gather(1, order)
         tokens = self.tokens.gather(1, order[..., None].expand(-1, -1, self.dim))
-        return Condition(tokens, None if mask.all() else mask, self.prompts)
+        return replace(self, tokens=tokens, mask=None if mask.all() else mask)
 
     def alone(self, index: int) -> Condition:
         """One condition as if it had been encoded by itself: without the padding that the batch put after it.
@@ -128,7 +131,7 @@ class Condition:
         real = one.mask[0].nonzero()
         end = int(real[-1]) + 1 if len(real) else one.tokens.shape[1]
         mask = one.mask[:, :end]
-        return Condition(one.tokens[:, :end], None if mask.all() else mask, one.prompts)
+        return replace(one, tokens=one.tokens[:, :end], mask=None if mask.all() else mask)
 
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of each condition's real tokens and their places: keys for caches and provenance.
@@ -150,18 +153,19 @@ class Condition:
     def stack(cls, conditions: Sequence[Condition]) -> Condition:
         """Join batches of one encoder; shorter sequences are padded on the right and masked.
 
-        The instructions stay where every batch knows its own.
+        The instructions and the encoder stay where every batch knows its own.
         """
         _require_same_dim(conditions)
+        encoder = _common_encoder(conditions)
         known = [c.prompts for c in conditions if c.prompts is not None]
         prompts = tuple(p for some in known for p in some) if len(known) == len(conditions) else None
         longest = max(c.tokens.shape[1] for c in conditions)
         padding = [longest - c.tokens.shape[1] for c in conditions]
         tokens = torch.cat([F.pad(c.tokens, (0, 0, 0, p)) for c, p in zip(conditions, padding, strict=True)])
         if not any(padding) and all(c.mask is None for c in conditions):
-            return cls(tokens, None, prompts)
+            return cls(tokens, None, prompts, encoder)
         masks = [F.pad(c._dense_mask(), (0, p)) for c, p in zip(conditions, padding, strict=True)]
-        return cls(tokens, torch.cat(masks), prompts)
+        return cls(tokens, torch.cat(masks), prompts, encoder)
 
     @classmethod
     def concat(cls, conditions: Sequence[Condition]) -> Condition:
@@ -189,3 +193,12 @@ def _require_same_dim(conditions: Sequence[Condition]) -> None:
     dims = sorted({c.dim for c in conditions})
     if len(dims) > 1:
         raise HywuError(f"Cannot join conditions of different encoders: they have {dims} channels.")
+
+
+def _common_encoder(conditions: Sequence[Condition]) -> str | None:
+    """The one that all are of, None where it is not known of one."""
+    encoders = {c.encoder for c in conditions}
+    known = sorted(encoders - {None})
+    if len(known) > 1:
+        raise HywuError(f"Cannot join conditions of different encoders: they are of {known}.")
+    return encoders.pop() if len(encoders) == 1 else None

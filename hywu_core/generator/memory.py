@@ -9,14 +9,18 @@ a matrix product, the half gigabyte of a CUDA context) comes on top.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..lora import LoraSpec
 from ..tokens import TokenLayout, n_tokens
 from .config import GeneratorConfig
-from .quantize import part_bytes
+from .quantize import part_bytes, quantization_of
 from .tiles import default_rows, row_bytes
+
+if TYPE_CHECKING:
+    from .model import ParameterGenerator
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,24 @@ def memory_plan(
         working=working,
         output=written,
         peak=weights + kept + context + peak,
+    )
+
+
+def plan_of(
+    generator: ParameterGenerator, n_condition: int, batch: int = 1, device: torch.device | str | None = None
+) -> MemoryPlan:
+    """`memory_plan` of a generator, with its settings; device: where it will run, if not where it is."""
+    return memory_plan(
+        generator.config,
+        generator.spec,
+        generator.layout,
+        n_condition=n_condition,
+        batch=batch,
+        dtype=generator.dtype,
+        quantized=quantization_of(generator),
+        activation_bytes=generator.activation_bytes,
+        keep_start_bytes=generator.keep_start_bytes,
+        device=generator.device if device is None else device,
     )
 
 

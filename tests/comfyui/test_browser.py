@@ -88,7 +88,7 @@ def test_two_adapters_stand_beside_each_other_and_a_batch_has_pages(page, server
     page.run()
     page.look_at(INSPECT)
     page.wait_for_view(INSPECT)
-    panels = page.evaluate("window.app.nodeOutputs['8'].hywu_heat_map.map(table => table.title)")
+    panels = page.evaluate("window.app.nodeOutputs['8'].hywu_heat_map.map(table => JSON.parse(table).title)")
     assert panels == ["adapter 1 of 0 to 1", "other", "difference"]
     cells = page.heat_map(INSPECT)
     largest = max(cell.norm for cell in cells)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load, load_file
@@ -22,20 +24,25 @@ def generated(server: ComfyServer, prompt: str = "make it brighter", batch: int 
     return server.run(graph.nodes)[adapter[0]]
 
 
+def heat_maps(shown: dict) -> list[dict]:
+    """The tables that a run sends to the interface."""
+    return [json.loads(table) for table in shown["hywu_heat_map"]]
+
+
 def test_bounds_are_reported_and_cost_no_generation(server):
     free = generated(server, "bounds")
-    largest = free["hywu_heat_map"][0]["total"]
+    largest = heat_maps(free)[0]["total"]
     bounded = generated(server, "bounds", max_norm=largest / 4, max_rank=2)
     first, rank, norm = bounded["hywu_report"]
     assert first.endswith("0 generated, 1 from the cache")
     assert rank.startswith("max_rank 2: rank 4 -> 2, which keeps ")
     assert f"-> {largest / 4:.4g}, 38 of 38 targets made smaller" in norm
-    assert bounded["hywu_heat_map"][0]["total"] == pytest.approx(largest / 4, rel=1e-3)
+    assert heat_maps(bounded)[0]["total"] == pytest.approx(largest / 4, rel=1e-3)
     assert norm in server.recent_log()
 
 
 def test_every_lora_of_a_batch_has_its_heat_map(server):
-    maps = generated(server, "maps", batch=2)["hywu_heat_map"]
+    maps = heat_maps(generated(server, "maps", batch=2))
     assert [(table["index"], table["batch"]) for table in maps] == [(0, 2), (1, 2)]
     assert maps[0]["total"] != maps[1]["total"]
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -171,3 +173,15 @@ def test_instructions_go_with_their_conditions():
     assert Condition.concat([random_condition(3, 1), condition]).prompts == ("a", "b", "c")
     with pytest.raises(HywuError, match="batch of 3 conditions was given 1 instructions"):
         Condition(condition.tokens, prompts=("a",))
+
+
+def test_the_encoder_goes_with_its_conditions_and_is_no_part_of_the_digest():
+    unknown = random_condition(3, 4)
+    known = replace(unknown, encoder="a")
+    derived = known[1:], known.to(dtype=torch.float64), known.packed(), known.alone(0)
+    assert {part.encoder for part in derived} == {"a"}
+    assert Condition.stack([known, known]).encoder == "a"
+    assert Condition.stack([known, unknown]).encoder is None
+    assert known.digests() == unknown.digests()
+    with pytest.raises(HywuError, match=r"different encoders: they are of \['a', 'b'\]"):
+        Condition.stack([known, replace(known, encoder="b")])

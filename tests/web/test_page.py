@@ -89,7 +89,7 @@ def table(index: int = 0, batch: int = 1, strength: float = 1.0, title: str = ""
 
 def execute(page: Page, kind: str, tables: list[dict] = (), report: list[str] = ()) -> None:
     """As if a run had ended with this."""
-    shown = {"hywu_heat_map": list(tables), "hywu_report": list(report)}
+    shown = {"hywu_heat_map": [json.dumps(table) for table in tables], "hywu_report": list(report)}
     page.evaluate(f"{NODE.format(kind)}.onExecuted({json.dumps(shown)})")
 
 
@@ -184,10 +184,11 @@ def test_reports_are_shown_and_replaced_and_the_node_grows_but_never_shrinks(pag
     assert page.evaluate(f"{NODE.format(SAVE)}.size[1]") == 900
 
 
-def test_outputs_that_come_with_a_workflow_are_shown(page, node):
-    """As when it is opened from the history, or in another tab of the page."""
+@pytest.mark.parametrize("sent", [table(), json.dumps(table())], ids=["object", "text"])
+def test_outputs_that_come_with_a_workflow_are_shown(page, node, sent):
+    """As when it is opened from the history, of older versions too, or in another tab of the page."""
     node(GENERATE)
-    shown = {"hywu_heat_map": [table()], "hywu_report": ["1 LoRA"]}
+    shown = {"hywu_heat_map": [sent], "hywu_report": ["1 LoRA"]}
     key = page.evaluate(f"{NODE.format(GENERATE)}.id")
     outputs = json.dumps({key: shown, "99": None})
     page.evaluate(f"(() => {{ window.app.nodeOutputs = {outputs}; }})()")

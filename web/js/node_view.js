@@ -55,7 +55,7 @@ export class NodeView {
 
   /** Show the output of a run, `{hywu_heat_map, hywu_report}`; whether there is anything to show. */
   show(output) {
-    this.tables = output?.hywu_heat_map ?? [];
+    this.tables = (output?.hywu_heat_map ?? []).map(tableOf);
     this.lines = output?.hywu_report ?? [];
     this.page = Math.min(this.page, Math.max(this.tables.length - 1, 0));
     this.report.replaceChildren(...this.lines.map((line) => part("div", "", line)));
@@ -158,6 +158,11 @@ function part(tag, name, text = "") {
   if (name) element.className = name;
   element.textContent = text;
   return element;
+}
+
+/** A table comes as text, which ComfyUI does not take for a picture; in the history of older versions it is an object. */
+function tableOf(sent) {
+  return typeof sent === "string" ? JSON.parse(sent) : sent;
 }
 
 /** In letters: Chinese ones are as wide as two. */

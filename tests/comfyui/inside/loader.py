@@ -57,7 +57,7 @@ for name in ("released", "own.safetensors"):
 
 stamp = LoadGenerator.fingerprint_inputs(generator_name="released")
 (work / "released" / "config.json").touch()
-measured["replaced"] = LoadGenerator.fingerprint_inputs(generator_name="released", precision="int8") > stamp
+measured["replaced"] = LoadGenerator.fingerprint_inputs(generator_name="released", precision="int8") != stamp
 for name in ("encoder", "../outside", "nothing", ""):
     try:
         LoadGenerator.execute(generator_name=name)

@@ -273,7 +273,7 @@ def _described(servings: list[_Serving], where: Where) -> str:
     """A line about what runs beside the model."""
     count = "; ".join(
         f"{one.adapter.batch} LoRA{'s, one for each image,' if one.adapter.batch > 1 else ''} "
-        f"of rank {one.adapter.rank} on the {_named(one.branches)}"
+        f"of rank {one.adapter.rank} on {_named(one.branches)}"
         for one in servings
     )
     when = "" if where.schedule.always else f", from {where.start:.0%} to {where.end:.0%} of sampling"
@@ -281,8 +281,8 @@ def _described(servings: list[_Serving], where: Where) -> str:
 
 
 def _named(branches: frozenset[bool]) -> str:
-    both = {frozenset((True, False)): "both branches", frozenset((True,)): "positive branch"}
-    return both.get(branches, "negative branch")
+    both = {frozenset((True, False)): "both branches", frozenset((True,)): "the positive branch"}
+    return both.get(branches, "the negative branch")
 
 
 def _compute_dtype(model: BaseModel, otherwise: torch.dtype) -> torch.dtype:

@@ -95,7 +95,7 @@ class EmbeddedConditionEncoder:
 
         What it writes may still be good, and is at worst not what was asked for: no reason to refuse it.
         """
-        if info.get("sha256", here := cls.info()["sha256"]) != here:
+        if "sha256" in info and info["sha256"] != (here := cls.info()["sha256"]):
             log.warning(
                 "This generator learned with other files of the embedded encoders (sha256 %.8s) than are "
                 "here (%.8s): what it makes of a photograph and an instruction may be off.",

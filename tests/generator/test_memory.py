@@ -5,7 +5,7 @@ import torch
 
 from hywu_core.conditions import Condition
 from hywu_core.generator import GeneratorConfig, ParameterGenerator
-from hywu_core.generator.memory import memory_plan
+from hywu_core.generator.memory import MemoryPlan, memory_plan, plan_of
 from hywu_core.generator.quantize import quantize_generator
 from hywu_core.lora import Band, LoraSpec, ModuleShape
 from hywu_core.measure import peak_extra_bytes
@@ -25,18 +25,8 @@ def build(kind: str = "rank_anchored", gain: str = "fixed") -> ParameterGenerato
     return ParameterGenerator(config, LoraSpec(BANDS, rank=8), TokenLayout(kind, 64))
 
 
-def planned(generator: ParameterGenerator, condition: Condition, **options):
-    return memory_plan(
-        generator.config,
-        generator.spec,
-        generator.layout,
-        n_condition=condition.tokens.shape[1],
-        batch=condition.batch,
-        dtype=generator.dtype,
-        activation_bytes=generator.activation_bytes,
-        keep_start_bytes=generator.keep_start_bytes,
-        **options,
-    )
+def planned(generator: ParameterGenerator, condition: Condition) -> MemoryPlan:
+    return plan_of(generator, condition.tokens.shape[1], condition.batch)
 
 
 def measured(generator: ParameterGenerator, condition: Condition) -> int:
@@ -69,7 +59,7 @@ def test_weights_and_outputs_are_counted_exactly(quantized, gain):
     if quantized:
         generator = quantize_generator(generator, quantized)
     condition = Condition(torch.randn(2, 20, 64))
-    plan = planned(generator, condition, quantized=quantized)
+    plan = planned(generator, condition)
     assert plan.weights == sum(t.numel() * t.element_size() for t in generator.state_dict().values())
     with torch.no_grad():
         adapter = generator(condition)

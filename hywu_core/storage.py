@@ -115,10 +115,19 @@ def open_safetensors(path: str | os.PathLike[str]) -> Iterator[safetensors.safe_
     if not path.is_file():
         raise HywuError(f"There is no file {path}.")
     try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+        file = safetensors.safe_open(path, framework="pt", device="cpu")
+    # It is opened twice, the second time by torch, to which a file that has gone meanwhile is a RuntimeError.
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        raise _incomplete(path, error) from error
+    try:
+        with file:
             yield file
     except (OSError, safetensors.SafetensorError) as error:
-        raise HywuError(f"{path} is not a complete safetensors file: {error}.") from error
+        raise _incomplete(path, error) from error
+
+
+def _incomplete(path: Path, error: Exception) -> HywuError:
+    return HywuError(f"{path} is not a complete safetensors file: {error}.")
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -55,6 +55,30 @@ def test_tensors_are_as_readable_as_any_other_file(tmp_path):
     assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "x.txt").stat().st_mode
 
 
+def test_a_file_that_goes_while_it_is_opened_is_missing(tmp_path, monkeypatch):
+    """safetensors opens a file twice, the second time through torch, whose error is a RuntimeError."""
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"t": torch.zeros(1)}, {})
+    mapped = torch.UntypedStorage.from_file
+
+    def gone(name, *arguments, **options):
+        path.unlink()
+        return mapped(name, *arguments, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", gone)
+    with pytest.raises(HywuError, match="not a complete safetensors file"), open_safetensors(path):
+        pass
+
+
+def test_errors_of_whoever_reads_stay_theirs(tmp_path):
+    write_safetensors(tmp_path / "x.safetensors", {"t": torch.zeros(1)}, {})
+    with (
+        pytest.raises(RuntimeError, match="out of memory"),
+        open_safetensors(tmp_path / "x.safetensors"),
+    ):
+        raise RuntimeError("out of memory")
+
+
 @pytest.mark.parametrize("content", [b"", b"hello, I am a text file", b"\xff" * 8, bytes(8) + b"{}"])
 def test_what_is_not_safetensors_is_refused(tmp_path, content):
     path = tmp_path / "x.safetensors"

@@ -18,10 +18,12 @@ from .plan_model import TrainPlan, plan
 from .plan_names import size_names, train_size
 from .plan_report import report
 from .plan_step import Rehearsal
+from .recipes import configure, names, recipe
 
 _GB = 1e9
 # Settings of a run that are no part of a size.
-_OF_THE_RUN = ("batch_size", "accumulate", "precision", "weights", "ema", "quantize", "backbone_dtype")
+_OF_THE_BACKBONE = ("quantize", "backbone_dtype")
+_OF_THE_RUN = ("batch_size", "accumulate", "precision", "weights", "ema", *_OF_THE_BACKBONE)
 
 
 def add_arguments(parse: argparse.ArgumentParser) -> None:
@@ -82,7 +84,10 @@ def _plans(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[Trai
     settings = {name: value for name, value in given.items() if name not in _OF_THE_RUN}
     if settings.pop("adaptation", "hywu") != "hywu":
         raise HywuError(f"Plans are made for the adaptation hywu, not for {given['adaptation']}.")
-    size = train_size(arguments.recipe or size_names()[0], settings)
+    name = arguments.recipe or size_names()[0]
+    if name in names():  # a run of this recipe may know no such thing
+        configure(recipe(name), {each: of_run[each] for each in _OF_THE_BACKBONE if each in of_run})
+    size = train_size(name, settings)
     device = accelerator(arguments.gpu)
     if arguments.memory is not None:
         device = device.with_memory(arguments.memory * _GB)

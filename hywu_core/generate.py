@@ -67,10 +67,14 @@ def generate_kept(
     caches: Sequence[Cache] = (),
     on_block: OnBlock | None = None,
     device: torch.device | str = "cpu",
+    *,
+    load: Callable[[], object] | None = None,
+    load_device: torch.device | str | None = None,
 ) -> tuple[Adapter, int]:
     """As `generate`, each LoRA from the first cache that has it: the adapter, and how many of it were kept.
 
     device: where the adapter goes.
+    load: brings the generator to `load_device`, and is called only when something has to be generated.
 
     What is new is generated one by one: a LoRA is then the same bits in whatever batch it was asked for, its
     condition carries no padding and needs no mask, and the memory is that of one. It is put into all caches
@@ -78,13 +82,16 @@ def generate_kept(
     """
     _require_own_encoder(generator, condition)
     digests = condition.digests()
-    keys = [cache_key(generator_sha256, digest, generator.device.type) for digest in digests]
+    kind = generator.device.type if load_device is None else torch.device(load_device).type
+    keys = [cache_key(generator_sha256, digest, kind) for digest in digests]
     known: dict[str, Adapter] = {}
     for key in dict.fromkeys(keys):
         if (adapter := _find(key, caches)) is not None:
             known[key] = adapter
     n_kept = sum(key in known for key in keys)
     new = [key for key in dict.fromkeys(keys) if key not in known]
+    if new and load is not None:
+        load()
     for number, key in enumerate(new):
         one = condition.alone(keys.index(key)).to(generator.device)
 

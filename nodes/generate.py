@@ -86,12 +86,16 @@ class GenerateLoRA(io.ComfyNode):
         cache: str = CACHES[0],
     ) -> io.NodeOutput:
         """Generate what is new, then bound."""
-        fingerprint = generator.fingerprint  # before it moves: its weights are read where they lie
-        _make_room(generator, condition.tokens.shape[1])
         logger.info("Generate LoRA: %d conditions", condition.batch)
-        # On the CPU, so that what is kept never fills a GPU behind ComfyUI's back.
         adapter, n_kept = generate_kept(
-            generator.generator, condition, fingerprint, caches_of(generator, cache), _Progress(), "cpu"
+            generator.generator,
+            condition,
+            generator.fingerprint,  # before it moves: its weights are read where they lie
+            caches_of(generator, cache),
+            _Progress(),
+            "cpu",  # so that what is kept never fills a GPU behind ComfyUI's back
+            load=lambda: _load(generator, condition.tokens.shape[1]),
+            load_device=generator.patcher.load_device,
         )
         adapter, bounded = Limits.of_widgets(max_norm, max_norm_per_target, max_rank).apply(adapter)
         tables = [norm_table(adapter, index) for index in range(min(adapter.batch, _HEAT_MAPS))]
@@ -106,7 +110,7 @@ class GenerateLoRA(io.ComfyNode):
         return io.NodeOutput(adapter, lora_model(adapter), ui=ui)
 
 
-def _make_room(generator: LoadedGenerator, n_condition: int) -> None:
+def _load(generator: LoadedGenerator, n_condition: int) -> None:
     """Load the generator, with room for a forward pass: conditions go through it one by one."""
     plan = plan_of(generator.generator, n_condition, device=generator.patcher.load_device)
     comfy.model_management.load_models_gpu(

@@ -121,6 +121,20 @@ def test_a_repeated_condition_costs_nothing_and_is_the_same_bits(generator, pass
     assert again.provenance == fresh.provenance
 
 
+def test_the_generator_is_loaded_only_for_what_is_new_and_keys_are_of_where_it_runs(generator):
+    cache, loads = MemoryCache(10**8), []
+
+    def run(*which: int, device: str = "cpu") -> int:
+        settings = {"load": lambda: loads.append(which), "load_device": device}
+        return generate_kept(generator, conditions(*which), "g", [cache], **settings)[1]
+
+    assert run(1, 2) == 0
+    assert run(2, 1) == 2
+    assert run(1, 3, 4) == 1
+    assert loads == [(1, 2), (1, 3, 4)]
+    assert run(1, device="cuda:0") == 0  # another kind of device rounds in another way
+
+
 def test_of_a_batch_only_what_is_new_is_computed(generator, passes):
     cache = MemoryCache(10**8)
     known, _ = generate_kept(generator, conditions(1, 2, 3), "g", [cache])

@@ -32,3 +32,9 @@ def test_comfyui_makes_room_for_the_forward_pass_too(measured):
     """For one condition at a time, however many there are."""
     assert measured["planned"] > 0
     assert measured["asked"] == [measured["planned"]]
+
+
+def test_a_repeated_condition_does_not_even_load_the_generator(measured):
+    """It may be 16 GB, which would come back and drive out the model that is edited with."""
+    assert measured["again"].endswith("0 generated, 2 from the cache")
+    assert len(measured["asked"]) == 1

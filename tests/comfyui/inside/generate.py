@@ -57,10 +57,13 @@ def watch(models, memory_required: int = 0, **settings) -> None:
 condition = Condition(torch.ones(2, 5, loaded.generator.config.condition_dim))
 management.load_models_gpu = watch
 generated = GenerateLoRA.execute(generator=loaded, condition=condition)
+management.unload_all_models()
+again = GenerateLoRA.execute(generator=loaded, condition=condition, max_norm=1.0)
 inspected = InspectAdapter.execute(adapter=results(generated)[0], index=1)
 measured = {
     "outputs": counted(generated.ui, inspected.ui, PICTURE),
     "asked": asked,
     "planned": planned(loaded.generator, 5),
+    "again": again.ui["hywu_report"][0],
 }
 print(json.dumps(measured))

@@ -68,6 +68,29 @@ def test_parquet_of_several_row_groups(written, tmp_path):
     assert len({FileHashes().of(sample.target) for sample in data}) == 5
 
 
+def test_a_row_group_is_decoded_once_however_many_images_an_edit_has(tmp_path, monkeypatch):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    names = ("edited_image", "source_image_0", "source_image_1")
+    images = {
+        name: [{"bytes": png(colour(i, n)), "path": None} for i in range(6)] for n, name in enumerate(names)
+    }
+    table = pyarrow.table({**images, "prompt": [f"edit {i}" for i in range(6)]})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    data = PairedDataset.load(tmp_path)
+    decoded = []
+    read = parquet.ParquetFile.read_row_group
+
+    def counted(file, group, columns, **options):
+        decoded.append((group, *columns))
+        return read(file, group, columns=columns, **options)
+
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", counted)
+    for index, sample in enumerate(data):
+        assert seen(sample.target) == colour(index)
+        assert [seen(control) for control in sample.controls] == [colour(index, 1), colour(index, 2)]
+    assert sorted(decoded) == sorted((group, name) for group in range(3) for name in names)
+
+
 def test_what_save_to_disk_writes(written, tmp_path):
     written.save_to_disk(tmp_path / "set", num_shards=2)
     check(PairedDataset.load(tmp_path / "set"))

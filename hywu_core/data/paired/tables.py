@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 _BATCH = 4096  # rows
-_KEPT_GROUPS = 2  # decoded columns of row groups in memory; images of a group are often hundreds of MB
+_KEPT_GROUPS = 2  # row groups of which decoded columns are in memory; images of one are often hundreds of MB
 _lock = threading.RLock()  # one row group is decoded at a time; several threads of a scan want the same one
-_groups: OrderedDict[tuple[str, int, str], pyarrow.ChunkedArray] = OrderedDict()
+_groups: OrderedDict[tuple[str, int], dict[str, pyarrow.ChunkedArray]] = OrderedDict()
 
 
 def check_installed(path: Path) -> None:
@@ -156,10 +156,10 @@ def _cell(path: Path, row: int, column: str) -> Any:
         group = 0
         while row >= (rows := source.metadata.row_group(group).num_rows):
             row, group = row - rows, group + 1
-        key = (str(path), group, column)
-        if key not in _groups:
-            while len(_groups) >= _KEPT_GROUPS:
-                _groups.popitem(last=False)
-            _groups[key] = source.read_row_group(group, columns=[column], use_threads=False).column(column)
-        _groups.move_to_end(key)
-        return _groups[key][row].as_py()
+        decoded = _groups.setdefault((str(path), group), {})
+        _groups.move_to_end((str(path), group))
+        while len(_groups) > _KEPT_GROUPS:
+            _groups.popitem(last=False)
+        if column not in decoded:
+            decoded[column] = source.read_row_group(group, columns=[column], use_threads=False).column(column)
+        return decoded[column][row].as_py()

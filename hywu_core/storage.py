@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import safetensors
@@ -39,8 +39,7 @@ def atomic_path(path: str | os.PathLike[str], new: bool = False) -> Iterator[Pat
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         if new:
             _publish(temporary, path)
         else:
@@ -89,6 +88,34 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise HywuError(f"Could not make the folder {path}: {error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def made_folder(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Make a folder and those above it; when the block fails, those it made go again while they are empty.
+
+    Raises `HywuError` for a folder that cannot be made.
+    """
+    path = Path(path)
+    made: list[Path] = []
+    try:
+        try:
+            made = [folder for folder in (path, *path.parents) if not folder.exists()]
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HywuError(f"Could not make the folder {path}: {error}.") from error
+        yield
+    except BaseException:
+        for folder in made:  # the innermost first
+            with suppress(OSError):  # not made after all, or somebody has put something into it
+                folder.rmdir()
+        raise
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Wait until a file is on the disk; OSError where there is no room for it after all."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def write_safetensors(

@@ -10,14 +10,16 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import HywuError
-from ..storage import atomic_folder, atomic_path, write_safetensors
+from ..storage import atomic_folder, atomic_path, made_folder, sync, write_safetensors
 from .adapter import Adapter
 from .factors import baked_factors
 from .header import header_of
@@ -37,8 +39,9 @@ def save_peft(
 ) -> Path:
     """Write one adapter of the batch as a PEFT directory; arguments as of `save_adapter`.
 
-    new: the folder must not exist yet; it appears whole or not at all.
+    new: the folder must not exist yet.
 
+    A folder appears whole or not at all; one that is there keeps its other files, and all of them on failure.
     Raises `HywuError` as `save_adapter` does, and for grouped experts, which PEFT has no names for.
     """
     folder = Path(folder)
@@ -51,19 +54,20 @@ def save_peft(
         tensors[f"base_model.model.{name}.lora_B.weight"] = f.B
     config = json.dumps(_config(adapter), indent=2)
     header = header_of(one, folder.name, strength, None, include_prompt=include_prompt)
-    if new:
-        with atomic_folder(folder) as temporary:
-            write_safetensors(temporary / WEIGHTS, tensors, header)
-            (temporary / CONFIG).write_text(config, encoding="utf-8")
+    if folder.exists() and not new:
+        _write(folder, tensors, header, config)
         return folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HywuError(f"Could not make the folder {folder}: {error}.") from error
-    write_safetensors(folder / WEIGHTS, tensors, header)
+    with nullcontext() if new else made_folder(folder.parent), atomic_folder(folder) as temporary:
+        _write(temporary, tensors, header, config)
+    return folder
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], config: str) -> None:
+    # Both are on the disk before either replaces an old one: weights beside another's alpha are another LoRA.
     with atomic_path(folder / CONFIG) as temporary:
         temporary.write_text(config, encoding="utf-8")
-    return folder
+        sync(temporary)
+        write_safetensors(folder / WEIGHTS, tensors, header)
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 import contextlib
+import itertools
 import json
 import math
+import os
 from datetime import datetime
 
 import pytest
@@ -369,3 +371,34 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
         save_adapter(adapter_of(), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_full_disk_leaves_the_old_folder_or_none(tmp_path, monkeypatch, old, fails_at):
+    folder = tmp_path / "peft" / "x"
+    if old:
+        save_peft(adapter_of(rank=2), folder)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    fsync, calls = os.fsync, itertools.count(1)
+
+    def full(descriptor):
+        if next(calls) >= fails_at:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(HywuError, match="No space left"):
+        save_peft(adapter_of(rank=4), folder)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert old or not list(tmp_path.iterdir())
+
+
+def test_a_folder_whose_configuration_cannot_be_replaced_keeps_its_weights(tmp_path):
+    folder = save_peft(adapter_of(rank=2), tmp_path / "x")
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_config.json").unlink()
+    (folder / "adapter_config.json").mkdir()
+    with pytest.raises(HywuError, match="is a folder"):
+        save_peft(adapter_of(rank=4), folder)
+    assert (folder / "adapter_model.safetensors").read_bytes() == weights

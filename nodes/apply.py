@@ -81,8 +81,6 @@ class ApplyLoRA(io.ComfyNode):
         negative_adapter: Adapter | None = None,
     ) -> io.NodeOutput:
         """Clone the model's patcher and put the LoRA beside it."""
-        if not strength:
-            return io.NodeOutput(model, ui={"hywu_report": ["Strength 0: the model is as it was."]})
         where = Where(branch, start_percent, end_percent, mode)
         applied = apply_adapter(model, adapter, strength, where, negative_adapter)
         return io.NodeOutput(applied.model, ui={"hywu_report": applied.report})

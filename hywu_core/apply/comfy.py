@@ -20,19 +20,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
-from uuid import uuid4
 
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..errors import HywuError
 from ..lora import Adapter
 from ..lora.keys import Factors, to_file
 from .comfy_merge import DEAREST_SIDE_PATH, merged, relative_cost
-from .comfy_paths import KEY_PREFIX, AroundApplyModel, Schedule, Served, SidePaths, patcher_of
+from .comfy_paths import Schedule, Served, SidePaths, put_around
 from .comfy_places import Place, find_module, find_places
 from .packed import PackedAdapter, Part
 
@@ -120,15 +118,20 @@ def apply_adapter(
     if not math.isfinite(strength):
         raise HywuError(f"The strength is {strength}; it must be a finite number.")
     branches = _BRANCHES[where.branch]
-    servings = [_Serving(adapter, branches)]
+    servings, report = [_Serving(adapter, branches)], []
     if negative is not None:
         servings = [_Serving(adapter, branches & {True}), _Serving(negative, branches & {False})]
+        if idle := [side for side in (True, False) if side not in branches]:
+            report.append(
+                f"The LoRA for {_named(frozenset(idle))} is not used: the branch is {where.branch}."
+            )
         servings = [serving for serving in servings if serving.branches]
-    report = []
     for serving in servings:
         serving.places = find_places(patcher.model, list(serving.adapter))
         _check(patcher.model, serving)
         report.append(_found(patcher.model, serving))
+    if not strength:
+        return Applied(patcher, [*report, "Strength 0: the model is as it was."])
     if where.start >= where.end:
         return Applied(
             patcher, [*report, f"Never in place: from {where.start:g} to {where.end:g} of sampling."]
@@ -155,10 +158,11 @@ def apply_adapter(
 
 def lora_model(adapter: Adapter, index: int = 0) -> dict[str, Tensor]:
     """One adapter of the batch as core's LORA_MODEL: the tensors of a stock LoRA file, scale in B."""
+    one = adapter.select(index)
     # Copies: generated factors are views into the tokens of a whole band, which core could not save.
-    one = adapter.select(index).clone()
     factors = {
-        name: Factors(A[0].contiguous(), (B[0] * one.scale).contiguous()) for name, (A, B) in one.items()
+        name: Factors(A[0].clone(memory_format=torch.contiguous_format), (B[0] * one.scale).contiguous())
+        for name, (A, B) in one.items()
     }
     return to_file(factors, "auto")
 
@@ -174,9 +178,7 @@ def _beside(
     # Where the model waits too; ComfyUI loads both, and counts what it loads.
     side = SidePaths(served, convolutions).to(patcher.offload_device)
     clone = patcher.clone()
-    key = f"{KEY_PREFIX}{uuid4().hex}"  # one of its own each time, so that adapters stack
-    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, AroundApplyModel(key, side, schedule))
-    clone.set_additional_models(key, [patcher_of(side, patcher.load_device, patcher.offload_device)])
+    put_around(clone, side, schedule)
     return clone
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import torch
 from comfy.model_base import BaseModel
@@ -18,7 +20,7 @@ from .packed import PackedAdapter
 from .rows import plan_spans
 from .slots import Entry, side_paths
 
-KEY_PREFIX = "hywu."  # of the keys of our wrappers and additional models
+_KEY_PREFIX = "hywu."  # of the keys of our wrappers and additional models
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,22 @@ def _without_ours(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as the model may see them: compiled ones would be compiled again for every new wrapper."""
     wrappers = options.get("wrappers", {})
     around = wrappers.get(WrappersMP.APPLY_MODEL, {})
-    others = {key: them for key, them in around.items() if not str(key).startswith(KEY_PREFIX)}
+    others = {key: them for key, them in around.items() if not str(key).startswith(_KEY_PREFIX)}
     return {**options, "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: others}}
 
 
-def patcher_of(
+def put_around(patcher: ModelPatcher, side: SidePaths, schedule: Schedule) -> None:
+    """Have a patcher run its model with the side paths, under a key of their own: they stack.
+
+    They forget with the model's own cleanup: theirs would not come after a cancel between two steps.
+    """
+    key = f"{_KEY_PREFIX}{uuid4().hex}"
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, AroundApplyModel(key, side, schedule))
+    patcher.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, partial(_forget, key))
+    patcher.set_additional_models(key, [_patcher_of(side, patcher.load_device, patcher.offload_device)])
+
+
+def _patcher_of(
     side: SidePaths, load_device: torch.device, offload_device: torch.device, disable_dynamic: bool = False
 ) -> ModelPatcher:
     """The side paths under ComfyUI's memory management.
@@ -150,15 +163,15 @@ def patcher_of(
     disable_dynamic: what ComfyUI passes to the factories of its own models; ours has no other kind.
     """
     patcher = ModelPatcher(side, load_device, offload_device)
-    patcher.add_callback_with_key(CallbacksMP.ON_CLEANUP, "hywu", _forget)
     # ComfyUI's clones for other GPUs are made by the factory a model came from.
     patcher.cached_patcher_init = (_copied_patcher, (side, load_device, offload_device))
     return patcher
 
 
 def _copied_patcher(side: SidePaths, *devices: torch.device, **options: Any) -> ModelPatcher:
-    return patcher_of(side.copy(), *devices, **options)
+    return _patcher_of(side.copy(), *devices, **options)
 
 
-def _forget(patcher: ModelPatcher) -> None:
-    patcher.model.forget()
+def _forget(key: str, patcher: ModelPatcher) -> None:
+    for own in patcher.get_additional_models_with_key(key):
+        own.model.forget()

@@ -61,3 +61,22 @@ def test_the_report_says_what_was_found_and_what_runs(measured):
 def test_nothing_is_left(measured):
     assert measured["after"] == 0
     assert measured["shadowed"] == []
+
+
+def test_after_a_cancel_between_two_steps_nothing_is_remembered(measured):
+    """Views would keep the memory of a side path that ComfyUI has offloaded, and believes to be free."""
+    assert measured["remembered"] == [True, False]
+
+
+def test_a_lora_with_nothing_to_do_is_told(measured):
+    positive, negative = measured["idle"]["positive"], measured["idle"]["negative"]
+    assert positive[0] == "The LoRA for the negative branch is not used: the branch is positive."
+    assert negative[0] == "The LoRA for the positive branch is not used: the branch is negative."
+
+
+def test_strength_0_still_says_what_was_found(measured):
+    found, nothing = measured["zero_report"]
+    assert found.startswith("All 39 targets")
+    assert nothing == "Strength 0: the model is as it was."
+    assert measured["zero_is_base"]
+    assert "not for the connected model" in measured["idle"]["foreign"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
-import flux
+import flux  # isort: skip (opens ComfyUI)
+import comfy.sample
 import torch
+from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
-from flux import IMAGES, adapters, backbone, beside, cond, gap, sample, shadowed
+from flux import IMAGES, adapters, backbone, beside, cond, gap, noise, sample, shadowed
 from pack.hywu_core.apply.comfy import Where, apply_adapter
 from pack.hywu_core.errors import HywuError
 from pack.hywu_core.lora import Adapter
@@ -137,13 +139,50 @@ def merging(base: ModelPatcher, adapter: Adapter) -> dict[str, object]:
     }
 
 
+def cancelled(base: ModelPatcher, one: Adapter) -> dict[str, object]:
+    """What the side path remembers in mid-sampling, and after a cancel between two steps."""
+    patcher = beside(base, one)
+    (side,) = (each.model for each in patcher.get_additional_models())
+
+    def remembered() -> bool:
+        return any(pack._views is not None for pack in side.packs)
+
+    seen: list[bool] = []
+
+    def cancel(*_: object) -> None:
+        seen.append(remembered())
+        raise InterruptProcessingException
+
+    start = noise()
+    settings = (4, 1.0, "euler", "simple", [cond(2)], [cond(3)], torch.zeros_like(start))
+    try:
+        comfy.sample.sample(patcher, start, *settings, callback=cancel, disable_pbar=True, seed=1)
+    except InterruptProcessingException:
+        seen.append(remembered())
+    return {"remembered": seen}
+
+
+def idle(base: ModelPatcher, one: Adapter, two: Adapter) -> dict[str, object]:
+    """Reports where a connected LoRA has nothing to do."""
+    foreign = Adapter({"model.layers.0.mlp": one[next(iter(one))]})
+    reports = {
+        where: apply_adapter(base, one, 1.0, Where(where), two).report for where in ("positive", "negative")
+    }
+    nothing = apply_adapter(base, one, 0.0)
+    try:
+        apply_adapter(base, foreign, 0.0)
+    except HywuError as error:
+        reports["foreign"] = str(error)
+    return {"idle": reports, "zero_report": nothing.report, "zero_is_base": nothing.model is base}
+
+
 def main() -> dict[str, object]:
     """Everything the test asks about."""
     base, adapter = backbone(), adapters()
     one, two = adapter.select(0), adapter.select(1)
     before = sample(base, [cond(2)], [cond(3)])
     measured = batches(base, adapter) | branches(base, one, two) | schedule(base, one)
-    measured |= merging(base, adapter)
+    measured |= merging(base, adapter) | cancelled(base, one) | idle(base, one, two)
     measured["after"] = gap(sample(base, [cond(2)], [cond(3)]), before)
     measured["shadowed"] = shadowed(flux.backbone().model) + shadowed(base.model)
     return measured

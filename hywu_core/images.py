@@ -51,8 +51,8 @@ def read_photo(source: str | Path | BinaryIO, name: str) -> Image.Image:
 def _flatten(image: Image.Image) -> Image.Image:
     """Any PIL mode to RGB."""
     if image.mode == "F" or image.mode.startswith("I"):  # PIL's own conversion would clip 16-bit scans
-        values = np.nan_to_num(np.asarray(image).astype(np.float32))
-        shades = (values / _white(image.mode, float(values.max())) * 255).clip(0, 255)
+        values = np.asarray(image).astype(np.float32)
+        shades = np.nan_to_num(values / _white(image.mode, values)).clip(0, 1) * 255
         return Image.fromarray(shades.astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -60,11 +60,20 @@ def _flatten(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _white(mode: str, largest: float) -> float:
-    """The value of white where a grey mode does not say it: 1, 8 or 16 bits, whichever holds the largest."""
-    if mode == "F" and largest <= 1:
-        return 1.0
-    return 255.0 if largest <= 255 and not mode.startswith("I;16") else 65535.0
+def _white(mode: str, values: np.ndarray) -> float:
+    """The value of white where a grey mode does not say it: 1, 8 or 16 bits.
+
+    In whole numbers the smallest that holds the largest value, but 16 bits for what is stored in them. In
+    floating point the smallest of which 99 of 100 finite values are at most the double: highlights and the
+    overshoot of sharpening lie beyond white, and a few wrong pixels say nothing.
+    """
+    if mode.startswith("I;16"):
+        return 65535.0
+    if mode == "I":
+        return 255.0 if values.max() <= 255 else 65535.0
+    finite = values[np.isfinite(values)]
+    usual = np.percentile(finite, 99, method="lower") if finite.size else 0.0
+    return next(white for white in (1.0, 255.0, 65535.0) if usual <= 2 * white or white == 65535)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -37,6 +37,24 @@ def test_sixteen_bit_grey_keeps_its_tones(tmp_path):
     assert photo.mean() == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("white", [1, 255, 65535])
+@pytest.mark.parametrize("overshoot", [1, 1.2])
+@pytest.mark.parametrize("wrong", [None, np.inf, -np.inf, np.nan, 1e6])
+def test_floating_point_grey_keeps_its_tones_whatever_one_pixel_says(tmp_path, white, overshoot, wrong):
+    shades = np.linspace(0, overshoot, 40 * 30, dtype=np.float32).reshape(40, 30)
+    values = shades * white
+    if wrong is not None:
+        values[0, 0] = wrong
+    Image.fromarray(values).save(tmp_path / "scan.tiff")
+    photo = load_photo(tmp_path / "scan.tiff")
+    assert np.abs(photo[0, 0].numpy() - shades.clip(0, 1))[:, 1:].max() < 1 / 200
+
+
+def test_a_floating_point_picture_of_no_numbers_is_black(tmp_path):
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "scan.tiff")
+    assert torch.equal(load_photo(tmp_path / "scan.tiff"), torch.zeros(1, 3, 8, 8))
+
+
 def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright

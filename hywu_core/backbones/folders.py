@@ -20,6 +20,7 @@ TRANSFORMER = "transformer"
 _INDEX = "model_index.json"
 _CLASS = "_class_name"
 _ENDINGS = ("json", "txt", "model", "jinja", "safetensors")
+_VISIBLE = "[!.]*"  # not ._model.safetensors, which macOS leaves on foreign disks
 _PROBES, _PROBE = 32, 4096  # a fingerprint looks at this many places of a weights file, this many bytes each
 
 
@@ -63,7 +64,7 @@ class ModelFolder:
         """A hash of all files of these parts: small ones whole, of weights the header and samples."""
         digest = hashlib.sha256()
         for name in parts:
-            files = (file for ending in _ENDINGS for file in self.part(name).glob(f"*.{ending}"))
+            files = (file for ending in _ENDINGS for file in self.part(name).glob(f"{_VISIBLE}.{ending}"))
             for file in sorted(files):
                 digest.update(f"{name}/{file.name}\0{file.stat().st_size}\0".encode())
                 for sample in _samples(file):
@@ -91,9 +92,9 @@ def open_folder(model: str | Path, parts: Sequence[str], allow_download: bool = 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files of a part; of shards those in its index. HywuError where one is missing."""
-    index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
+    index = next(iter(sorted(folder.glob(f"{_VISIBLE}.safetensors.index.json"))), None)
     if index is None:
-        files = tuple(sorted(folder.glob("*.safetensors")))
+        files = tuple(sorted(folder.glob(f"{_VISIBLE}.safetensors")))
         if not files:
             raise HywuError(f"{folder} has no weights: no .safetensors file is there.")
         return files

@@ -108,6 +108,17 @@ def test_encoder_id_says_what_encodings_depend_on(kontext, tmp_path):
     assert not torch.equal(changed.encode_image(picture), first.encode_image(picture))
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_what_macos_leaves_beside_every_file_is_not_read(sharded, kontext):
+    if sharded:
+        in_shards(kontext / "transformer")
+    first = FluxKontext.load_encoders(kontext)
+    for file in [file for file in kontext.rglob("*") if file.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\xff")
+    assert FluxKontext.load_encoders(kontext).encoder_id == first.encoder_id
+    FluxKontext.load_transformer(kontext)
+
+
 # What people's folders look like when something went wrong: (how, words of the sentence).
 def in_shards(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)

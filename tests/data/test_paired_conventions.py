@@ -257,6 +257,16 @@ def test_a_data_set_without_any_words_is_said_once(tmp_path, caplog):
     assert "None of the 2 samples has a caption" in record.message
 
 
+@pytest.mark.parametrize("write", [*SAME_COUNT, *ANY_COUNT], ids=lambda write: write.__name__)
+def test_what_macos_leaves_beside_every_file_is_not_read(write, tmp_path):
+    path, expected = write(tmp_path, [Edit("one", 1, "a"), Edit("two", 1, "b")])
+    for file in [file for file in tmp_path.rglob("*") if file.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\xff")
+    assert normal(PairedDataset.load(path), tmp_path) == expected
+    folder = path if path.is_dir() else path.parent
+    assert normal(PairedDataset.load(folder), tmp_path) == expected
+
+
 def test_metadata_may_point_anywhere_and_links_are_followed(tmp_path):
     inside, outside = tmp_path / "set", tmp_path / "store"
     for name in ("t.png", "s.png"):

@@ -145,6 +145,14 @@ def test_tables_that_name_files(tmp_path):
     check(PairedDataset.load(tmp_path), [0])
 
 
+@pytest.mark.parametrize("inside", ["", "data"])
+def test_what_macos_leaves_beside_a_table_is_no_table(inside, written, tmp_path):
+    (tmp_path / inside).mkdir(exist_ok=True)
+    written.to_parquet(tmp_path / inside / "train.parquet")
+    (tmp_path / inside / "._train.parquet").write_bytes(b"\0\5\x16\7\0\2")
+    check(PairedDataset.load(tmp_path))
+
+
 def test_a_damaged_table_is_one_sentence(written, tmp_path):
     path = tmp_path / "a.parquet"
     written.to_parquet(path)

@@ -132,7 +132,7 @@ def _configurations(folder: Path, options: Options) -> Iterator[Found]:
     if huggingface.find_tables(folder, options):
         yield Found("huggingface", folder, _read_tables_of)
         return
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.glob("[!.]*")):
         if file.suffix.lower() in (".toml", ".yaml", ".yml", ".jsonl") and file.is_file():
             try:
                 convention = _of_file(file, options)

@@ -23,6 +23,7 @@ _FILE = re.compile(
     r"(?:(.+)_)?file_names?"
 )  # file_name is column image, input_image_file_name is input_image
 _SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}")
+_PARQUET = "[!.]*.parquet"  # not ._train.parquet, which macOS leaves on foreign disks
 _FIRST = ("train", "training")  # of several splits, the one to train on
 
 
@@ -74,7 +75,7 @@ def find_tables(folder: Path, options: Options) -> list[Path]:
         files = content.get("_data_files") if isinstance(content, dict) else None
         entries = only_dictionaries(files, f"{folder / 'state.json'}: _data_files")
         return [folder / text_of(entry, "filename", str(folder / "state.json")) for entry in entries]
-    found = sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
+    found = sorted(folder.glob(_PARQUET)) or sorted((folder / "data").glob(_PARQUET))
     splits = {match[1] for path in found if (match := _SPLIT.fullmatch(path.stem))}
     if splits:
         split = _choose_split(sorted(splits), options, folder)

@@ -59,7 +59,12 @@ def check_json(path: Path | None) -> None:
         raise HywuError(f"Cannot write {path}: name a file in a folder that exists.")
 
 
+def as_json(result: Mapping[str, Any]) -> str:
+    """A result for other programs."""
+    return json.dumps(result, indent=2)
+
+
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8", newline="\n")
+        temporary.write_text(as_json(result) + "\n", encoding="utf-8", newline="\n")

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 from ..cli import command
-from ..report import check_json, write_json
+from ..report import as_json, check_json, write_json
 from . import apply, generator, train
 
+_PRINTED = Path("-")
 BENCHES = {"apply": apply, "generator": generator, "train": train}
 
 
@@ -23,7 +24,14 @@ def parser() -> argparse.ArgumentParser:
     benches = parse.add_subparsers(dest="bench", required=True)
     for name, bench in BENCHES.items():
         one = benches.add_parser(name, help=bench.__doc__.split("\n")[0], description=bench.__doc__)
-        one.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to a JSON file")
+        one.add_argument(
+            "--json",
+            type=Path,
+            nargs="?",
+            const=_PRINTED,
+            metavar="FILE",
+            help="also write the numbers to a JSON file; without FILE print them instead of the table",
+        )
         bench.configure(one)
     return parse
 
@@ -31,12 +39,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = parser().parse_args(argv)
-    check_json(arguments.json)
+    printed = arguments.json == _PRINTED
+    path = None if printed else arguments.json
+    check_json(path)
     bench = BENCHES[arguments.bench]
     result = bench.run(arguments)
-    print(bench.report(result))  # noqa: T201
-    if arguments.json is not None:
-        write_json(arguments.json, result)
+    print(as_json(result) if printed else bench.report(result))  # noqa: T201
+    if path is not None:
+        write_json(path, result)
     return 0
 
 

@@ -23,6 +23,11 @@ def test_numbers_of_ours_alone(capsys, tmp_path):
     assert "official" not in printed
 
 
+def test_without_a_file_the_numbers_are_printed(capsys):
+    assert main([*SMALL, "--plan", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"] == "small"
+
+
 def test_the_plan_needs_no_memory(capsys):
     assert main(["generator", "--config", "release", "--device", "cuda", "--plan"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}

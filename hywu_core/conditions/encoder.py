@@ -1,14 +1,21 @@
-"""What every condition encoder offers: a name to be recognised by, and `encode`."""
+"""What every condition encoder offers: what it is recognised by, and `encode`."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .condition import Condition
 from .pictures import Pictures
+
+# `name` or `owner/name`: no way out of a folder, no drive, no other host.
+MODEL_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_SAMPLED = 4096  # numbers of each weight that tell it from others
 
 
 @runtime_checkable
@@ -35,3 +42,23 @@ class ConditionEncoder(Protocol):
         The condition knows its prompts. Raises HywuError for pictures this encoder cannot read.
         """
         ...
+
+
+def weights_hash(encoder: object) -> str:
+    """SHA-256, as hex, of samples of every weight of an encoder's models: its name does not say which it has.
+
+    As they are in memory: other in another dtype, the same on every device.
+    """
+    digest = hashlib.sha256()
+    for module in vars(encoder).values():
+        if isinstance(module, nn.Module):
+            for name, tensor in module.state_dict().items():
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(_sampled(tensor))
+    return digest.hexdigest()
+
+
+def _sampled(tensor: Tensor) -> bytes:
+    """Of up to 4096 numbers, evenly spaced. Not a sum: its last bits depend on how many threads add."""
+    numbers = tensor.detach().flatten()[:: -(-tensor.numel() // _SAMPLED) or 1]
+    return numbers.cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ from typing import Any
 from ..errors import HywuError
 from .backbone_hidden import BackboneHiddenEncoder
 from .embedded import EmbeddedConditionEncoder
-from .encoder import ConditionEncoder
+from .encoder import MODEL_NAME, ConditionEncoder
 from .siglip2 import DEFAULT_PATCHES, SigLIP2Encoder
 
 Info = Mapping[str, Any]
 
+log = logging.getLogger("hywu")
+
 _HUB_OWNER = "google"  # of SigLIP2, where an id does not say whose model it is
-_MODEL_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # no way out of a folder, no drive, no other host
 
 
 def load_encoder(info: Info, folders: Sequence[Path] = (), download: bool = False) -> ConditionEncoder:
@@ -26,7 +27,8 @@ def load_encoder(info: Info, folders: Sequence[Path] = (), download: bool = Fals
     download: allow the network, where it is neither there nor in the Hugging Face cache.
 
     Raises HywuError for a kind this version does not have, one that is no model of its own, a model that is
-    not found (saying where it was looked for and how to get it), and one that is not as described.
+    not found (saying where it was looked for and how to get it), and one that is not as described. Other
+    weights than it learned with are a warning: what it writes may still be good.
     """
     kind = str(info.get("kind"))
     if kind not in _LOADERS:
@@ -39,7 +41,7 @@ def load_encoder(info: Info, folders: Sequence[Path] = (), download: bool = Fals
 
 def find_model(id: str, folders: Sequence[Path]) -> Path | None:
     """The folder of a model: `google/name` as that or as `name`, in the first of the folders that has it."""
-    if not _MODEL_NAME.fullmatch(id):
+    if not MODEL_NAME.fullmatch(id):
         raise HywuError(
             f"The encoder's id {id!r} is not the name of a model; the generator's file is damaged."
         )
@@ -73,6 +75,15 @@ def _siglip2(info: Info, folders: Sequence[Path], download: bool) -> ConditionEn
         raise HywuError(
             f"The encoder {found or hub} gives {encoder.dim} channels, but the generator learned with {name} "
             f"of {info['dim']}; it is another model under the same name."
+        )
+    if "sha256" in info and info["sha256"] != encoder.sha256:
+        log.warning(
+            "This generator learned with other weights of the encoder %s (sha256 %.8s) than %s has (%.8s): "
+            "what it makes of a picture and an instruction may be off.",
+            id,
+            info["sha256"],
+            found or hub,
+            encoder.sha256,
         )
     return encoder
 

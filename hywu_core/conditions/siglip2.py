@@ -9,7 +9,9 @@ prepared by `pictures.py`: the processors of transformers need torchvision.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from torch.nn import functional as F
 
 from ..errors import HywuError
 from .condition import Condition
+from .encoder import MODEL_NAME, weights_hash
 from .pictures import Pictures, as_pictures, cut_patches, once_each, patch_grid, resize
 
 if TYPE_CHECKING:
@@ -71,11 +74,12 @@ class SigLIP2Encoder:
     ) -> SigLIP2Encoder:
         """Read a folder, or a hub name from the Hugging Face cache; only `allow_download` uses the network.
 
-        Its id is the last part of the name, the same for a folder and on the hub. Raises HywuError when it is
-        not there, is no SigLIP2 model, or lacks weights.
+        Its id is its hub name, or the folder's own. Raises HywuError when it is not there, is no SigLIP2
+        model, lacks weights, or has a name that generators cannot find it by.
         """
         from transformers import AutoModel, AutoTokenizer
 
+        id = _id_of(model)
         local = {"local_files_only": not allow_download, "trust_remote_code": False}
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(model), **local)
@@ -93,11 +97,17 @@ class SigLIP2Encoder:
             raise HywuError(
                 f"The SigLIP2 model {model} lacks {len(missing)} of its weights, such as {missing[0]}."
             )
-        return cls(weights.to(device, dtype), tokenizer, Path(model).name, max_patches)
+        return cls(weights.to(device, dtype), tokenizer, id, max_patches)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its weights, see `weights_hash`; computed when it is first asked for."""
+        return weights_hash(self)
 
     def info(self) -> dict[str, str | int]:
         """What a generator's file says about this encoder."""
         info: dict[str, str | int] = {"kind": self.kind, "id": self.id, "dim": self.dim}
+        info["sha256"] = self.sha256
         return info | {"max_patches": self.max_patches} if self.naflex else info
 
     @torch.no_grad()
@@ -148,3 +158,21 @@ class SigLIP2Encoder:
         real = batch["attention_mask"][0].bool()
         real[-1] = True
         return hidden[real]
+
+
+def _id_of(model: str | Path) -> str:
+    """What a model is found by again (`registry.find_model`); HywuError for a folder with another name."""
+    folder = Path(os.path.abspath(model))
+    if not folder.is_dir():
+        if "/" not in str(model):
+            raise HywuError(f"There is no folder {model}; of a model on the hub, give owner and name.")
+        return str(model)
+    cached = folder.parent.parent.name.split("--")  # of the Hugging Face cache: models--owner--name
+    if folder.parent.name == "snapshots" and cached[0] == "models":
+        return "/".join(cached[1:])
+    if not MODEL_NAME.fullmatch(folder.name):
+        raise HywuError(
+            f"A generator could not find the encoder {str(folder)!r} again by its folder's name "
+            f"{folder.name!r}; rename it to letters, digits, '-', '_' and '.', the first one no '.'."
+        )
+    return folder.name

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbones.base import EditEncoders
 from ..backbones.inputs import EditInputs, EditSample, collate
 from ..conditions import Condition, ConditionEncoder, hidden_condition
+from ..conditions.encoder import weights_hash
 from ..data.paired import Encodings, PairedDataset, Picture, Sample
 from ..data.paired.buckets import Buckets, Layout, Size, group, layout_of
 from ..errors import HywuError
 from .share import Share
 
 OnSample = Callable[[int], None]
-_SAMPLED = 4096  # numbers of each weight that tell it from others
 
 
 @dataclass(frozen=True)
@@ -155,12 +155,16 @@ class Names:
     @classmethod
     def of(cls, encoders: Encoders) -> Names:
         """Of encoders; looks at every weight of the condition encoder."""
-        condition = encoders.condition
-        return cls(
-            encoders.backbone.encoder_id,
-            None if condition is None else f"{sorted(condition.info().items())} {_weights_hash(condition)}",
-            encoders.backbone.text_sees_pictures,
-        )
+        condition, backbone = encoders.condition, encoders.backbone
+        name = None if condition is None else cls._of_condition(condition)
+        return cls(backbone.encoder_id, name, backbone.text_sees_pictures)
+
+    @staticmethod
+    def _of_condition(encoder: ConditionEncoder) -> str:
+        """By its weights: a folder and the hub share what was encoded, whoever is said to own the model."""
+        told = {key: value for key, value in encoder.info().items() if key != "sha256"}
+        told["id"] = encoder.id.rpartition("/")[2]
+        return f"{sorted(told.items())} {weights_hash(encoder)[:16]}"
 
 
 @dataclass(frozen=True)
@@ -194,23 +198,6 @@ class _Making:
                 "run again with --resume, and it is made anew."
             )
         return self.encoders
-
-
-def _weights_hash(encoder: ConditionEncoder) -> str:
-    """Of the weights of an encoder's models: a folder's name does not say which are in it."""
-    digest = hashlib.sha256()
-    for module in vars(encoder).values():
-        if isinstance(module, nn.Module):
-            for name, tensor in module.state_dict().items():
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(_sampled(tensor))
-    return digest.hexdigest()[:16]
-
-
-def _sampled(tensor: Tensor) -> bytes:
-    """Of up to 4096 numbers, evenly spaced. Not a sum: its last bits depend on how many threads add."""
-    numbers = tensor.detach().flatten()[:: -(-tensor.numel() // _SAMPLED) or 1]
-    return numbers.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def own_sizes(sample: Sample) -> list[Size]:

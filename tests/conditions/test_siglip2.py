@@ -1,7 +1,10 @@
 """The real classes of transformers, small and with random weights, saved to a folder and read from there."""
 
 import logging
+import re
+import shutil
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -53,6 +56,14 @@ def save_model(folder, naflex: bool = False, **vision):
     return folder
 
 
+def cache_model(cache, folder, id):
+    """Put a model into a Hugging Face cache as its hub client does; returns its folder there."""
+    entry, commit = cache / f"models--{id.replace('/', '--')}", "0" * 40
+    (entry / "refs").mkdir(parents=True)
+    (entry / "refs" / "main").write_text(commit)
+    return shutil.copytree(folder, entry / "snapshots" / commit)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("fixed") / "siglip2-tiny")
@@ -77,8 +88,44 @@ def picture():
 
 def test_it_is_an_encoder_that_says_what_it_is(encoder, naflex):
     assert isinstance(encoder, ConditionEncoder)
-    assert encoder.info() == {"kind": "siglip2", "id": "siglip2-tiny", "dim": 16}
-    assert naflex.info() == {"kind": "siglip2", "id": "tiny", "dim": 16, "max_patches": 16}
+    told = {"kind": "siglip2", "id": "siglip2-tiny", "dim": 16, "sha256": encoder.sha256}
+    assert encoder.info() == told
+    told = {"kind": "siglip2", "id": "tiny", "dim": 16, "max_patches": 16, "sha256": naflex.sha256}
+    assert naflex.info() == told
+
+
+def test_other_weights_under_the_same_name_have_another_hash(encoder, folder, tmp_path):
+    assert re.fullmatch("[0-9a-f]{64}", encoder.sha256)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert SigLIP2Encoder.load(copy).sha256 == encoder.sha256
+    tensors = load_file(copy / "model.safetensors")
+    tensors["logit_bias"] += 1
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    assert SigLIP2Encoder.load(copy).sha256 != encoder.sha256
+
+
+def test_a_model_of_the_hub_keeps_its_owner(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = cache_model(tmp_path, folder, "me/siglip2-mine")
+    assert SigLIP2Encoder.load("me/siglip2-mine").id == "me/siglip2-mine"
+    assert SigLIP2Encoder.load(snapshot).id == "me/siglip2-mine"
+
+
+@pytest.mark.parametrize("name", ["my siglip", "siglip2 (1)", "siglip+v2", ".siglip"])
+def test_a_folder_that_no_generator_could_find_again_is_refused_before_it_is_read(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(HywuError, match=rf"could not find .* again by its folder's name '{re.escape(name)}'"):
+        SigLIP2Encoder.load(tmp_path / name)
+
+
+def test_the_folder_one_stands_in_has_a_name(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert SigLIP2Encoder.load(".").id == "siglip2-tiny"
+
+
+def test_a_name_without_an_owner_is_no_model_of_the_hub():
+    with pytest.raises(HywuError, match="no folder siglip2-tiny; of a model on the hub, give owner and name"):
+        SigLIP2Encoder.load("siglip2-tiny")
 
 
 def test_tokens_are_those_of_the_two_towers(encoder, picture):

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
 
 from hywu_core.backbones.embedded_edit import EmbeddedEditBackbone, EmbeddedEncoders
 from hywu_core.backbones.flux_kontext import FluxKontextEncoders
 from hywu_core.backbones.qwen_image_edit import QwenImageEditEncoders
 from hywu_core.conditions.embedded import EmbeddedConditionEncoder
 from hywu_core.data.paired import EncodingCache
-from hywu_core.train import encoded_edits
 from hywu_core.train.encoded_edits import Encoders, Names
 from hywu_core.train.paired_recipe import SETTINGS, look
 from hywu_core.train.share import Share
@@ -73,22 +71,3 @@ def test_processes_have_equally_much_to_do_where_an_earlier_run_stopped_half_way
         work.append(cache.report().misses - before)
     assert sum(work) > 0
     assert len(set(work)) == 1
-
-
-def test_a_hash_of_weights_does_not_depend_on_how_they_are_added_up():
-    class Reader:
-        def __init__(self, seed, dtype=torch.float32):
-            torch.manual_seed(seed)
-            self.model = nn.Sequential(nn.Linear(1152, 1152), nn.BatchNorm1d(3)).to(dtype)
-
-    before, reader = torch.get_num_threads(), Reader(0)
-    try:
-        hashes = set()
-        for threads in (1, 4, 8):
-            torch.set_num_threads(threads)
-            hashes.add(encoded_edits._weights_hash(reader))
-    finally:
-        torch.set_num_threads(before)
-    assert len(hashes) == 1
-    others = {encoded_edits._weights_hash(other) for other in (Reader(1), Reader(0, torch.bfloat16))}
-    assert len(hashes | others) == 3

@@ -1,21 +1,25 @@
 """`python -m hywu_core.train --data PATH`: users' data sets, on the real layouts of the models they have."""
 
+import importlib.util
 import json
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from hywu_core import Condition, load_adapter, load_generator
+from hywu_core import Condition, cli, load_adapter, load_generator
 from hywu_core.backbones.registry import backbone_class
 from hywu_core.cli import command
+from hywu_core.conditions import SigLIP2Encoder
 from hywu_core.train.__main__ import main
 from hywu_core.train.encoded_edits import EncodedEdits
 from hywu_core.train.paired import PairedTask, split
 
-from ..commands import contents, run
+from ..commands import contents, refused, run
 from ..data import paired_writers as conventions
 from .own_data import QUICK, is_picture, write_data, write_models
 
@@ -61,7 +65,7 @@ def test_every_convention_trains_kontext_to_a_generator_that_loads(convention, t
     out = train("flux_kontext", data)
     generator = load_generator(out / "hywu_generator.safetensors")
     assert generator.backbone_info == {"kind": "flux_kontext", "id": "flux_kontext"}
-    assert generator.encoder_info == {"kind": "siglip2", "id": "siglip2-tiny", "dim": 16}
+    assert generator.encoder_info == SigLIP2Encoder.load(models["siglip2"]).info()
     backbone = backbone_class("flux_kontext").load_transformer(models["flux_kontext"], dtype=torch.float32)
     adapter = generator(Condition(torch.randn(1, 5, 16)))
     assert all(backbone.transformer.get_submodule(name) is not None for name in adapter)
@@ -250,6 +254,9 @@ def test_what_is_held_out_is_never_trained_on():
     assert len(split(7, 4, seed=1)[1]) == 1
 
 
+KONTEXT = ("--recipe", "flux_kontext", "--data", "{data}", "--backbone", "{flux_kontext}", "--device", "cpu")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -285,6 +292,12 @@ def test_what_is_held_out_is_never_trained_on():
         (("--recipe", "flux_kontext", "--quantize", "int8", "--adaptation", "sft"), "cannot be fine-tuned"),
         (("--recipe", "flux_kontext", "--set", "backbone_dtype=fp64"), "backbone_dtype is 'fp64'"),
         (("--recipe", "flux_kontext", "--set", "d_model=30"), "d_model 30"),
+        (("--recipe", "embedded", "--data", "{data}", "--quantize", "int5"), "is small already; leave the"),
+        ((*KONTEXT, "--quantize", "int5"), "no quantisation 'int5'; there are int8, fp8, nf4"),
+        ((*KONTEXT, "--quantize", "nf4"), "nf4 is not possible on cpu"),
+        ((*KONTEXT, "--set", "targets=*.nothing"), "No linear layer of FluxTransformer2DModel is selected"),
+        ((*KONTEXT, "--set", "rank=3"), "accumulation 4 does not divide the rank 3"),
+        (("--recipe", "embedded", "--data", "{data}", "--set", "targets=x"), "No linear layer of Flux"),
         (("--recipe", "flux_kontext", "--adaptation", "dora"), "no adaptation 'dora'"),
         (("--recipe", "flux_kontext", "--set", "held_out=0"), "held_out is 0; it must be at least 1"),
         (
@@ -309,6 +322,30 @@ def test_what_cannot_be_is_one_sentence(arguments, sentence, models, data, tmp_p
     assert said.err.splitlines()[-1].startswith("error: ")
     assert sentence in said.err.splitlines()[-1]
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        ("transformer", "There is no file"),
+        ("transformer/diffusion_pytorch_model.safetensors", "has no weights"),
+    ],
+)
+def test_a_folder_without_a_transformer_is_refused_before_anything_is_encoded(
+    missing, sentence, models, data, tmp_path, capfd
+):
+    folder = shutil.copytree(models["flux_kontext"], tmp_path / "kontext")
+    (shutil.rmtree if (folder / missing).is_dir() else Path.unlink)(folder / missing)
+    given = ("--recipe", "flux_kontext", "--data", data, "--backbone", folder, "--encoder", "backbone")
+    given += ("--device", "cpu", "--cache", tmp_path / "cache", "--out", tmp_path / "run")
+    assert sentence in refused(main, *given, folder=tmp_path, capfd=capfd)
+
+
+def test_weights_in_bfloat16_need_a_package_that_is_asked_for_first(tmp_path, capfd, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "torchao" else real(name))
+    given = ("--precision", "bf16", "--set", "weights=bf16", "--set", "crops=0", "--out", tmp_path / "run")
+    assert "pip install torchao" in refused(main, *given, folder=tmp_path, capfd=capfd)
 
 
 def test_a_cache_that_is_cleared_while_training_is_a_sentence(data, train, tmp_path, capfd, monkeypatch):

@@ -267,6 +267,39 @@ def test_what_macos_leaves_beside_every_file_is_not_read(write, tmp_path):
     assert normal(PairedDataset.load(folder), tmp_path) == expected
 
 
+@pytest.mark.parametrize("name", ["metadata.json", "metadata.jsonl", "data.jsonl"])
+def test_half_a_character_is_left_out_of_a_caption(name, tmp_path):
+    for file in ("t.png", "s.png"):
+        image(tmp_path / file)
+    row = {
+        "metadata.json": {
+            "image": "t.png",
+            "edit_image": "s.png",
+            "prompt": ["cut \ud83d", "\udc4d whole 👍"],
+        },
+        "metadata.jsonl": {
+            "file_name": "t.png",
+            "source": "s.png",
+            "prompt": ["cut \ud83d", "\udc4d whole 👍"],
+        },
+        "data.jsonl": {"image_path": "t.png", "control_path": "s.png", "caption": "a cut 👍\ud83d"},
+    }[name]
+    path = text(tmp_path / name, json.dumps([row] if name.endswith(".json") else row))
+    data = PairedDataset.load(path)
+    expected = {"data.jsonl": ("a cut 👍",)}.get(name, ("cut ", " whole 👍"))
+    assert (data[0].prompt, *data[0].also) == expected
+    assert data.samples.notes == {"captions with half a character, which is left out": 1}
+
+
+def test_settings_of_ai_toolkit_whose_names_are_no_text_are_passed_over(tmp_path):
+    targets, sources = two_folders(tmp_path)
+    data = f"{{folder_path: {json.dumps(str(targets))}, control_path: {json.dumps(str(sources))}, 1: 2}}"
+    path = text(tmp_path / "job.yaml", f"config: {{process: [{{datasets: [{data}]}}]}}")
+    assert normal(PairedDataset.load(path), tmp_path) == [
+        ("targets/cat.png", ["sources/cat.png"], "edit cat")
+    ]
+
+
 def test_metadata_may_point_anywhere_and_links_are_followed(tmp_path):
     inside, outside = tmp_path / "set", tmp_path / "store"
     for name in ("t.png", "s.png"):

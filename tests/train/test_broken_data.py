@@ -142,6 +142,12 @@ BROKEN = {
         metadata("job.yaml", YAML + "control_from_same_folder: true\n"),
         r"control_from_same_folder draws controls at random",
     ),
+    "a day that is none": (metadata("job.yaml", YAML + "on: 2024-99-99\n"), r"not valid YAML: month must be"),
+    "frames without a number": (
+        metadata("job.yaml", YAML + "num_frames: auto\n"),
+        r"num_frames is 'auto'; it must be a whole number",
+    ),
+    "frames as a list": (metadata("job.yaml", YAML + "num_frames: [1]\n"), r"num_frames is \[1\]; it must"),
     "no folder of controls": (
         metadata("job.yaml", YAML + "control_path: 7\n"),
         r"control_path must be a folder or a list of folders, not 7",
@@ -153,6 +159,14 @@ BROKEN = {
     "conditioning data of no such id": (
         metadata("multidatabackend.json", json.dumps([BACKEND | {"conditioning_data": "c"}])),
         r"data set 'e': conditioning_data names 'c'; the enabled data sets are e",
+    ),
+    "conditioning data as a dictionary": (
+        metadata("multidatabackend.json", json.dumps([BACKEND | {"conditioning_data": {"id": "c"}}])),
+        r"data set 'e': conditioning_data names \{'id': 'c'\}; the enabled data sets are e",
+    ),
+    "conditioning data as dictionaries": (
+        metadata("multidatabackend.json", json.dumps([BACKEND | {"conditioning_data": [{"id": "c"}]}])),
+        r"data set 'e': conditioning_data names \{'id': 'c'\}; the enabled data sets are e",
     ),
     "two data sets of one id": (metadata("multidatabackend.json", json.dumps([BACKEND] * 2)), r"one id"),
     "data in the cloud": (

@@ -38,7 +38,7 @@ def read_config(path: Path) -> Any:
 
     try:
         return yaml.safe_load(read_text(path) or "")
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a day that no calendar has
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -75,7 +75,7 @@ def _datasets(config: Mapping[str, Any], place: str) -> Iterator[tuple[Mapping[s
     for process in only_dictionaries(inner.get("process"), f"{place}: process"):
         for settings in only_dictionaries(process.get("datasets") or [], f"{place}: datasets"):
             filled = {
-                key: value.replace("[name]", name) if "path" in key and isinstance(value, str) else value
+                key: value.replace("[name]", name) if "path" in str(key) and isinstance(value, str) else value
                 for key, value in settings.items()
             }
             yield filled, str(process.get("trigger_word") or "")
@@ -84,7 +84,10 @@ def _datasets(config: Mapping[str, Any], place: str) -> Iterator[tuple[Mapping[s
 def _read_one(
     settings: Mapping[str, Any], trigger: str, place: str, bases: Sequence[Path], into: Collector
 ) -> None:
-    if int(settings.get("num_frames") or 1) > 1:
+    frames = settings.get("num_frames") or 1
+    if not isinstance(frames, int):
+        raise HywuError(f"{place}: num_frames is {frames!r}; it must be a whole number.")
+    if frames > 1:
         into.note("data sets of videos are left out")
         return
     if settings.get("control_from_same_folder"):

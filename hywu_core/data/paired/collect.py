@@ -65,7 +65,8 @@ class Collector(Sequence[Sample]):
     ) -> None:
         """Add a sample; `missing`: controls looked for in vain, besides those given that are no files.
 
-        A sample whose target is not there is only counted: nothing can be learned from it.
+        A sample whose target is not there is only counted: nothing can be learned from it. Halves of
+        characters, as tools leave that cut captions in JSON, are left out: no tokenizer reads them.
         """
         if not target.exists():
             self.missing_targets.add(str(target))
@@ -79,7 +80,11 @@ class Collector(Sequence[Sample]):
         for picture in (target, *there):
             self._pictures.append(picture.to_text())
         self._first.append(len(self._pictures))
-        self._prompts.append(_SEPARATOR.join(text.replace(_SEPARATOR, "") for text in prompts or [""]))
+        said = _SEPARATOR.join(text.replace(_SEPARATOR, "") for text in prompts or [""])
+        whole = said.encode("utf-8", "ignore").decode("utf-8")
+        if whole != said:
+            self.note("captions with half a character, which is left out")
+        self._prompts.append(whole)
         self.repeats.append(repeats)
 
     def note(self, text: str) -> None:

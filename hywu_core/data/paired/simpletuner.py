@@ -70,10 +70,11 @@ def _ids(entry: _Settings) -> list[Any]:
 
 def _conditioning(entry: _Settings, by_id: Mapping[str, _Settings], place: str) -> list[_Settings]:
     """The data sets with an image's controls: those it names, or those that name it as their source."""
-    names = _ids(entry)
-    if lost := [name for name in names if name not in by_id]:
-        known = ", ".join(by_id)
-        raise HywuError(f"{place}: conditioning_data names '{lost[0]}'; the enabled data sets are {known}.")
+    names, known = _ids(entry), list(by_id)
+    if lost := [name for name in names if name not in known]:
+        raise HywuError(
+            f"{place}: conditioning_data names {lost[0]!r}; the enabled data sets are {', '.join(known)}."
+        )
     found = [by_id[name] for name in names]
     found = found or [other for other in by_id.values() if other.get("source_dataset_id") == entry["id"]]
     if not found and entry.get("conditioning"):

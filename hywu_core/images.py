@@ -39,13 +39,14 @@ def read_photo(source: str | Path | BinaryIO, name: str) -> Image.Image:
             with Image.open(source) as opened:
                 image = ImageOps.exif_transpose(opened)
                 image.load()
+                return _flatten(image)
     except UnidentifiedImageError as error:
         raise HywuError(
             f"{name} is not an image that can be read; give a JPEG, PNG, WebP or TIFF file."
         ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise HywuError(f"The photograph {name} is damaged or too large: {error}.") from error
-    return _flatten(image)
+    except Exception as error:  # every decoder has its own for a damaged file, AVIF's a RuntimeError
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise HywuError(f"The photograph {name} is damaged or too large: {reason}.") from error
 
 
 def _flatten(image: Image.Image) -> Image.Image:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from hywu_core.errors import HywuError
 from hywu_core.images import load_photo, save_image, sheet, to_pil
@@ -81,6 +81,15 @@ def test_a_truncated_photograph_is_named(tmp_path):
     (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2])
     with pytest.raises(HywuError, match="damaged"):
         load_photo(tmp_path / "a.jpg")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_a_damaged_avif_is_named(tmp_path):
+    Image.fromarray(GRADIENT).save(tmp_path / "a.avif")
+    before, start, pixels = (tmp_path / "a.avif").read_bytes().partition(b"mdat")
+    (tmp_path / "a.avif").write_bytes(before + start + bytes(len(pixels)))
+    with pytest.raises(HywuError, match=r"a\.avif is damaged .*: Failed to decode frame 0"):
+        load_photo(tmp_path / "a.avif")
 
 
 def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from hywu_core.embedded import AUTOENCODER, BACKBONE, GENERATOR, ROOT
 from hywu_core.embedded.text import TEXT_ENCODER
 
 from . import tiny
+from .graphs import Untouched
 from .server import PACK, ComfyServer, Install, find_installs
 
 INSTALLS, MISSING = find_installs()
@@ -69,7 +70,7 @@ def side_path_files(world: World, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def _server(
     install: Install, world: World, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ComfyServer]:
+) -> Iterator[tuple[ComfyServer, Untouched]]:
     server = ComfyServer(install, tmp_path_factory.mktemp("comfyui"))
     for name, kind in (
         ("random_backbone", "diffusion_models"),
@@ -95,15 +96,23 @@ def _server(
             shutil.copy(world / f"random_{name}.safetensors", embedded)
     server.put_image("photo.png", photograph())
     server.start()
-    yield server
-    server.stop()
+    try:
+        yield server, Untouched(server)
+    finally:
+        server.stop()
 
 
 @pytest.fixture
-def server(_server: ComfyServer) -> ComfyServer:
+def server(_server: tuple[ComfyServer, Untouched]) -> ComfyServer:
     """The running server of this install; its log of this test is attached to a failure."""
-    _server.mark_log()
-    return _server
+    _server[0].mark_log()
+    return _server[0]
+
+
+@pytest.fixture
+def untouched(_server: tuple[ComfyServer, Untouched]) -> Untouched:
+    """What the server drew when it was fresh."""
+    return _server[1]
 
 
 @pytest.hookimpl(hookwrapper=True)

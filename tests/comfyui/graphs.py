@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .server import Graph
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .server import ComfyServer, Graph
 
 Link = list
 
@@ -90,3 +94,33 @@ class EditGraph(AdaptedGraph):
     def sample(self, model: Link) -> str:
         """Sample with this model; the id of a Save Latent node."""
         return self.add("SaveLatent", outputs=0, samples=self.sampled(model), filename_prefix="latents/test")
+
+
+def latent(server: ComfyServer, graph: EditGraph, saved: str) -> Tensor:
+    """Run a graph and read what its Save Latent node wrote, every bit of it."""
+    file = server.run(graph.nodes)[saved]["latents"][0]
+    return load_file(server.base / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
+
+
+def frozen(server: ComfyServer, **settings: Any) -> Tensor:
+    """The latents of the graph without any LoRA."""
+    graph = EditGraph(**settings)
+    return latent(server, graph, graph.sample(graph.model))
+
+
+class Untouched:
+    """What a server draws without any LoRA as the first thing it does, to compare with what it does later."""
+
+    _seed = 11
+
+    def __init__(self, server: ComfyServer) -> None:
+        self._server, self._first = server, frozen(server, seed=self._seed)
+
+    def drawn_again(self) -> bool:
+        """Whether the same graph, sampled anew, gives the same bits."""
+        graph = EditGraph(seed=self._seed)
+        saved = graph.sample(graph.model)
+        again = latent(self._server, graph, saved)
+        sampler, _ = graph.nodes[saved]["inputs"]["samples"]
+        assert sampler not in self._server.cached(), "nothing was sampled"
+        return torch.equal(again, self._first)

@@ -101,6 +101,7 @@ class ComfyServer:
         self.log_path = base / "server.log"
         self._process: subprocess.Popen | None = None
         self._log_mark = 0
+        self._messages: list[tuple[str, dict[str, Any]]] = []
 
     @property
     def url(self) -> str:
@@ -247,7 +248,12 @@ class ComfyServer:
             failures = [m for kind, m in entry["status"]["messages"] if kind == "execution_error"]
             message = failures[0] if failures else {"exception_message": str(entry["status"])}
             raise Refused(message["exception_message"].strip(), message.get("node_id"))
+        self._messages = entry["status"]["messages"]
         return entry["outputs"]
+
+    def cached(self) -> set[str]:
+        """The nodes that did not run in the graph that was waited for last: what they made was there."""
+        return {node for kind, m in self._messages if kind == "execution_cached" for node in m["nodes"]}
 
     def picture(self, outputs: dict[str, Any], node: str, index: int = 0) -> Image.Image:
         """A picture that a Save Image or Preview Image node made in a run."""

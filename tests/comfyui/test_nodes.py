@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from .graphs import EditGraph
+from .graphs import EditGraph, frozen, latent
 from .server import ComfyServer, Refused
 
 pytestmark = pytest.mark.comfyui
@@ -59,18 +59,6 @@ SOCKETS = {  # name, inputs in order (optional ones with a question mark), outpu
         "conditioning:CONDITIONING latent:LATENT image:IMAGE",
     ),
 }
-
-
-def latent(server: ComfyServer, graph: EditGraph, saved: str) -> torch.Tensor:
-    """Run a graph and read what its Save Latent node wrote, every bit of it."""
-    file = server.run(graph.nodes)[saved]["latents"][0]
-    return load_file(server.base / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
-
-
-def frozen(server: ComfyServer, **settings) -> torch.Tensor:
-    """The graph without any LoRA."""
-    graph = EditGraph(**settings)
-    return latent(server, graph, graph.sample(graph.model))
 
 
 def applied(
@@ -147,24 +135,12 @@ def test_lora_output_is_saved_by_the_core_node(server):
     assert file.stat().st_size < sum(4 * tensor.numel() for tensor in saved.values()) + 20_000
 
 
-def from_scratch(server: ComfyServer, **settings) -> torch.Tensor:
-    """`frozen` with nothing cached and no model loaded."""
-    server.post("/free", {"unload_models": True, "free_memory": True})
-    server.mark_log()
-    result = frozen(server, **settings)
-    if "Requested to load Flux" not in server.recent_log():
-        # A busy server takes the graph first and frees after it; then it has before the next one.
-        result = frozen(server, **settings)
-    assert "Requested to load Flux" in server.recent_log()
-    return result
-
-
-def test_a_run_without_it_is_bit_identical_afterwards(server):
+def test_a_run_without_it_is_bit_identical_to_a_fresh_servers(server, untouched):
     applied(server, seed=11)
-    assert torch.equal(frozen(server, seed=11), from_scratch(server, seed=11))
+    assert untouched.drawn_again()
 
 
-def test_nothing_is_left_after_a_cancel_in_mid_sampling(server):
+def test_nothing_is_left_after_a_cancel_in_mid_sampling(server, untouched):
     graph = EditGraph(steps=1000)
     adapter, _ = graph.adapter()
     graph.sample(graph.apply(adapter))
@@ -173,7 +149,7 @@ def test_nothing_is_left_after_a_cancel_in_mid_sampling(server):
     server.post("/interrupt", {})
     with pytest.raises(Refused, match="interrupted"):
         server.wait(queued)
-    assert torch.equal(frozen(server, seed=12), from_scratch(server, seed=12))
+    assert untouched.drawn_again()
 
 
 def test_a_fresh_generator_and_strength_zero_change_no_bit(server):

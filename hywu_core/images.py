@@ -18,12 +18,13 @@ from .storage import atomic_path
 _MARGIN, _CAPTION = 6, 20
 # What holds a photograph as it is; PIL also writes documents, icons and formats of few colours.
 _WRITTEN = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
+_MOST_PIXELS = 2**30
 
 
 def load_photo(path: str | Path) -> Tensor:
     """A photograph as (1, 3, H, W) float32 in [0, 1]: upright by its EXIF, transparency on white, any mode.
 
-    Raises HywuError when the file is missing, is no image, or is damaged.
+    Raises HywuError when the file is missing, is no image, is damaged, or has more than a gigapixel.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,7 +37,12 @@ def read_photo(source: str | Path | BinaryIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong with a file is said once, below
-            with Image.open(source) as opened:
+            with _open(source) as opened:
+                if opened.width * opened.height > _MOST_PIXELS:
+                    raise HywuError(
+                        f"The photograph {name} has {opened.width} x {opened.height} pixels; "
+                        f"at most {_MOST_PIXELS:,} are read."
+                    )
                 image = ImageOps.exif_transpose(opened)
                 image.load()
                 return _flatten(image)
@@ -44,9 +50,32 @@ def read_photo(source: str | Path | BinaryIO, name: str) -> Image.Image:
         raise HywuError(
             f"{name} is not an image that can be read; give a JPEG, PNG, WebP or TIFF file."
         ) from error
+    except HywuError:
+        raise
+    except Image.DecompressionBombError as error:  # TIFF's and WebP's readers ask for it again
+        raise HywuError(f"The photograph {name} is too large: {error}") from error
     except Exception as error:  # every decoder has its own for a damaged file, AVIF's a RuntimeError
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise HywuError(f"The photograph {name} is damaged or too large: {reason}.") from error
+        raise HywuError(f"The photograph {name} is damaged: {reason}.") from error
+
+
+def _open(source: str | Path | BinaryIO) -> Image.Image:
+    """As `Image.open`, without its limit on pixels, which phones exceed and all of the process shares."""
+    try:
+        return Image.open(source)
+    except Image.DecompressionBombError:  # so it has found a reader, and only refuses to hand it out
+        if isinstance(source, (str, Path)):
+            with open(source, "rb") as file:
+                start = file.read(16)
+        else:
+            source.seek(0)
+            start = source.read(16)
+            source.seek(0)
+        readers = (Image.OPEN[kind] for kind in _WRITTEN if kind in Image.OPEN)
+        reader = next((reader for reader, accepts in readers if accepts and accepts(start)), None)
+        if reader is None:
+            raise
+        return reader(source, "")
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -80,7 +109,7 @@ def _white(mode: str, values: np.ndarray) -> float:
 def to_tensor(image: Image.Image) -> Tensor:
     """An 8-bit RGB image to (1, 3, H, W) float32 in [0, 1]."""
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels.permute(2, 0, 1)[None].float() / 255
+    return pixels.permute(2, 0, 1)[None].float().div_(255)
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -1,12 +1,14 @@
 """Photographs of every mode and orientation, and files that are no photographs."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, features
 
 from hywu_core.errors import HywuError
-from hywu_core.images import load_photo, save_image, sheet, to_pil
+from hywu_core.images import load_photo, read_photo, save_image, sheet, to_pil, to_tensor
 
 GRADIENT = np.linspace(0, 255, 40 * 30 * 3).reshape(40, 30, 3).astype(np.uint8)
 
@@ -88,8 +90,37 @@ def test_a_damaged_avif_is_named(tmp_path):
     Image.fromarray(GRADIENT).save(tmp_path / "a.avif")
     before, start, pixels = (tmp_path / "a.avif").read_bytes().partition(b"mdat")
     (tmp_path / "a.avif").write_bytes(before + start + bytes(len(pixels)))
-    with pytest.raises(HywuError, match=r"a\.avif is damaged .*: Failed to decode frame 0"):
+    with pytest.raises(HywuError, match=r"a\.avif is damaged: Failed to decode frame 0"):
         load_photo(tmp_path / "a.avif")
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "ppm", "jp2"])
+def test_a_photograph_may_be_larger_than_pillow_lets_the_process_open(tmp_path, monkeypatch, kind):
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(GRADIENT).save(path)
+    usual = load_photo(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # what 179 megapixels are to a phone's 200
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(path)
+    assert torch.equal(load_photo(path), usual)
+    assert torch.equal(to_tensor(read_photo(io.BytesIO(path.read_bytes()), "a")), usual)
+    path.unlink()  # which Windows refuses for a file that is still open
+    assert Image.MAX_IMAGE_PIXELS == 500
+
+
+@pytest.mark.parametrize("limit", [Image.MAX_IMAGE_PIXELS, None])
+def test_more_than_a_gigapixel_is_refused_before_memory_is_spent(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    (tmp_path / "a.ppm").write_bytes(b"P6 40000 30000 255 ")
+    with pytest.raises(HywuError, match=r"a\.ppm has 40000 x 30000 pixels; at most 1,073,741,824 are read"):
+        load_photo(tmp_path / "a.ppm")
+
+
+def test_what_a_reader_itself_refuses_says_so(tmp_path, monkeypatch):
+    Image.fromarray(GRADIENT).save(tmp_path / "a.gif")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(HywuError, match=r"a\.gif is too large: .*1200 pixels.* limit of 1000 pixels"):
+        load_photo(tmp_path / "a.gif")
 
 
 def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from ..storage import open_safetensors, write_safetensors
 from .adapter import Adapter
 from .factors import Factors, baked_factors
 from .header import header_of, number_in, parted, told_by
-from .keys import KeyFormat, format_of, from_file, resolve_format, to_file
+from .keys import PEFT_PREFIX, KeyFormat, format_of, from_file, resolve_format, to_file
 from .peft import CONFIG, WEIGHTS, embedded_config, read_config
 
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
@@ -80,13 +80,20 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         told = told_by(header)
-        factors = from_file(tensors, native=told.get("key_format") == "native")
+        factors = from_file(tensors, _before_names(told))
         if scaling is None and not any(key.endswith(".alpha") for key in tensors):
             scaling = embedded_config(header)
         told.setdefault("key_format", format_of(tensors))
         return _import(factors, scaling.scale if scaling else None, told).check()
     except HywuError as error:
         raise HywuError(f"{path.name}: {error}") from error
+
+
+def _before_names(told: Mapping[str, str]) -> str | None:
+    """What stands before bare target names in a file of ours that has them, by its header; else None."""
+    if "format_version" in told and "key_format" not in told:  # of `save_peft`
+        return PEFT_PREFIX
+    return "" if told.get("key_format") == "native" else None
 
 
 def _import(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HywuError
-from .architectures import FLUX, Architecture, architecture_of, likeliest
+from .architectures import ARCHITECTURES, FLUX, Architecture, architecture_of, likeliest
 from .factors import Factors
 
 KeyFormat = Literal["auto", "comfy", "diffusers", "native", "kohya"]
@@ -49,7 +49,8 @@ _NOT_LORA = {
     "full difference of weights": (".diff", ".w_norm", ".b_norm", ".set_weight"),
 }
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
-_PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", *_FLAT_PREFIXES)
+PEFT_PREFIX = "base_model.model."
+_PREFIXES = (PEFT_PREFIX, "diffusion_model.", "transformer.", *_FLAT_PREFIXES)
 _TEXT_ENCODER = ("lora_te", "text_encoder")
 
 
@@ -107,10 +108,10 @@ def to_file(factors: Mapping[str, Factors], key_format: KeyFormat) -> dict[str, 
     return tensors
 
 
-def from_file(tensors: Mapping[str, Tensor], native: bool = False) -> dict[str, Factors]:
+def from_file(tensors: Mapping[str, Tensor], before: str | None = None) -> dict[str, Factors]:
     """Find target names and factors in the tensors of a LoRA file of any of the formats above.
 
-    native: the file was written with bare target names, which may look like anything.
+    before: what the file is known to have before each bare target name, which may look like anything.
 
     Text encoder parts are skipped with a warning. Raises `HywuError` if there are no factors, if one of a
     pair is missing, or if there are other kinds of tensors (DoRA, LoKr, biases): never half an adapter.
@@ -118,10 +119,10 @@ def from_file(tensors: Mapping[str, Tensor], native: bool = False) -> dict[str, 
     halves: dict[str, dict[str, Tensor]] = {}
     skipped = 0
     for key, tensor in tensors.items():
-        if not native and key.startswith(_TEXT_ENCODER):
+        if before is None and key.startswith(_TEXT_ENCODER):
             skipped += 1
             continue
-        module, part = _split_key(key)
+        module, part = _split_key(key.removeprefix(before or ""))
         halves.setdefault(module, {})[part] = tensor
     if skipped:
         logger.warning(
@@ -132,7 +133,7 @@ def from_file(tensors: Mapping[str, Tensor], native: bool = False) -> dict[str, 
             "The file holds no LoRA: none of its tensors is a lora_A, lora_B, lora_down or lora_up."
         )
     modules = {module: _factors(module, parts) for module, parts in halves.items()}
-    return modules if native else _renamed(modules)
+    return _renamed(modules) if before is None else modules
 
 
 def _split_key(key: str) -> tuple[str, str]:
@@ -189,9 +190,18 @@ def _renamed(modules: Mapping[str, Factors]) -> dict[str, Factors]:
 
 
 def _without_prefix(module: str) -> str:
-    for prefix in _PREFIXES:
-        module = module.removeprefix(prefix)
-    return module
+    """The name in its container, whose prefix it may have too; PEFT may have wrapped a whole container."""
+    inner = _taken_out(module)
+    if module.startswith(PEFT_PREFIX):
+        innermost = _taken_out(inner)
+        if any(architecture.targets_of(innermost) for architecture in ARCHITECTURES):
+            return innermost
+    return inner
+
+
+def _taken_out(module: str) -> str:
+    prefix = next((prefix for prefix in _PREFIXES if module.startswith(prefix)), "")
+    return module.removeprefix(prefix)
 
 
 def _cut(targets: tuple[str, ...], factors: Factors) -> dict[str, Factors]:

@@ -23,6 +23,7 @@ from ..storage import atomic_folder, atomic_path, made_folder, sync, write_safet
 from .adapter import Adapter
 from .factors import baked_factors
 from .header import header_of
+from .keys import PEFT_PREFIX
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _EMBEDDED_CONFIG = "lora_adapter_metadata"  # where diffusers keeps a PEFT configuration in a LoRA file
@@ -50,8 +51,8 @@ def save_peft(
     for name, f in baked_factors(one, adapter.scale * float(strength), dtype).items():
         if f.A.dim() != 2:
             raise HywuError(f"Target {name!r} has an expert axis; PEFT directories hold plain matrices only.")
-        tensors[f"base_model.model.{name}.lora_A.weight"] = f.A
-        tensors[f"base_model.model.{name}.lora_B.weight"] = f.B
+        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = f.A
+        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = f.B
     config = json.dumps(_config(adapter), indent=2)
     header = header_of(one, folder.name, strength, None, include_prompt=include_prompt)
     if folder.exists() and not new:

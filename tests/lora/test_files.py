@@ -16,6 +16,8 @@ from hywu_core import storage
 from hywu_core.errors import HywuError
 from hywu_core.lora import Adapter, load_adapter, save_adapter, save_peft
 
+from .test_keys import CONTAINERS
+
 FLUX_NAMES = (
     "transformer_blocks.0.attn.to_q",
     "transformer_blocks.0.ff.net.2",
@@ -253,6 +255,20 @@ def test_peft_directory_round_trip(tmp_path):
     loaded = load_adapter(folder)
     for name in adapter:
         torch.testing.assert_close(update(loaded, name), update(adapter, name, 1))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    containers=st.lists(st.sampled_from(CONTAINERS), max_size=3).map("".join),
+    name=st.sampled_from(["h.0.attn.c_attn", *FLUX_NAMES, "double_blocks.0.img_attn.qkv", "text_encoder.x"]),
+)
+def test_a_peft_directory_keeps_the_whole_name_of_a_target(tmp_path_factory, containers, name):
+    adapter = adapter_of([containers + name])
+    folder = save_peft(adapter, tmp_path_factory.mktemp("peft") / "x")
+    loaded = load_adapter(folder)
+    assert loaded.keys() == adapter.keys()
+    assert loaded.provenance["key_format"] == "native"
+    torch.testing.assert_close(update(loaded, containers + name), update(adapter, containers + name))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@ import logging
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hywu_core.errors import HywuError
 from hywu_core.lora.architectures import FLUX, QWEN_IMAGE, architecture_for, architecture_of
@@ -29,6 +31,7 @@ def factors_of(names):
 
 
 ALL = {architecture.name: targets_of(architecture) for architecture in (FLUX, QWEN_IMAGE)}
+CONTAINERS = ("base_model.model.", "diffusion_model.", "transformer.", "lora_unet_")
 NATIVE = ["model.layers.0.self_attn.qkv_proj", "transformer.h.0.c_fc", "double_blocks.0.img_attn.qkv"]
 
 
@@ -47,7 +50,25 @@ def test_every_format_of_every_architecture_comes_back_exactly(names, key_format
 def test_native_names_are_never_changed():
     factors = factors_of(NATIVE)
     assert resolve_format("auto", factors) == "native"
-    assert from_file(to_file(factors, "auto"), native=True).keys() == factors.keys()
+    assert from_file(to_file(factors, "auto"), before="").keys() == factors.keys()
+
+
+@given(
+    containers=st.lists(st.sampled_from(CONTAINERS), max_size=3).map("".join),
+    key_format=st.sampled_from(["comfy", "diffusers"]),
+)
+def test_what_looks_like_a_container_may_be_the_targets_own_name(containers, key_format):
+    name = f"{containers}h.0.attn.c_attn"
+    assert list(from_file(to_file(factors_of([name]), key_format))) == [name]
+
+
+def test_peft_may_have_wrapped_a_container():
+    for container, names in (("transformer.", ALL["flux"]), ("diffusion_model.", ALL["qwen_image"])):
+        peft = {f"base_model.model.{key}": t for key, t in to_file(factors_of(names), "diffusers").items()}
+        file = {key.replace("transformer.", container, 1): tensor for key, tensor in peft.items()}
+        assert from_file(file).keys() == set(names)
+    gpt = {f"base_model.model.transformer.h.0.lora_{x}.weight": torch.ones(2, 2) for x in "AB"}
+    assert list(from_file(gpt)) == ["transformer.h.0"]
 
 
 @pytest.mark.parametrize(

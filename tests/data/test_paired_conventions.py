@@ -1,6 +1,7 @@
 """The same edits, written as every trainer's users write them, are read back as the same samples."""
 
 import json
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hywu_core.data.paired import Options, PairedDataset
 from hywu_core.errors import HywuError
 
-from .paired_writers import ANY_COUNT, SAME_COUNT, Edit, image, normal, text
+from .paired_writers import ANY_COUNT, SAME_COUNT, Edit, image, imagefolder_jsonl, normal, text
 
 PROMPTS = st.text(st.characters(blacklist_categories=("Cc", "Cf", "Cs", "Zl", "Zp")), min_size=1, max_size=40)
 NAMES = st.from_regex(r"[a-z猫é0-9](?:[a-zA-Z猫é0-9 .,_-]{0,10}[a-zé猫-])?", fullmatch=True)
@@ -314,6 +315,23 @@ def test_metadata_may_point_anywhere_and_links_are_followed(tmp_path):
     [sample] = PairedDataset.load(inside)
     assert sample.target.read() == b"image"
     assert [control.read() for control in sample.controls] == [b"image"] * 2
+
+
+def test_a_split_is_the_folder_with_metadata_of_its_own(tmp_path):
+    path, expected = imagefolder_jsonl(tmp_path, [Edit("one", 1, "a")])
+    text(path / "metadata.jsonl", "of something else")
+    assert normal(PairedDataset.load(path, Options(split="train")), tmp_path) == expected
+
+
+@pytest.mark.parametrize("write", ANY_COUNT, ids=lambda write: write.__name__)
+def test_relative_paths_of_metadata_start_from_the_base_that_is_named(write, tmp_path):
+    store = tmp_path / "store"
+    path, expected = write(store, [Edit("one", 1, "a")])
+    [metadata] = [path] if path.is_file() else path.rglob("metadata.*")
+    content = metadata.read_text(encoding="utf-8").replace(json.dumps(str(store) + os.sep)[1:-1], "")
+    moved = text(tmp_path / "elsewhere" / metadata.name, content)
+    data = PairedDataset.load(moved, Options(base=metadata.parent))
+    assert normal(data, store) == expected
 
 
 def test_columns_are_named_by_the_user_where_names_tell_nothing(tmp_path):

@@ -153,6 +153,33 @@ def test_what_macos_leaves_beside_a_table_is_no_table(inside, written, tmp_path)
     check(PairedDataset.load(tmp_path))
 
 
+def test_a_table_may_be_elsewhere_than_the_files_it_names(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "store").mkdir()
+    for name in ("t.png", "s.png"):
+        (tmp_path / "store" / name).write_bytes(png(colour(0, name == "s.png")))
+    row = {"file_name": "t.png", "source_image_file_name": "s.png", "text": "edit 0"}
+    datasets.Dataset.from_list([row]).to_parquet(tmp_path / "a.parquet")
+    check(PairedDataset.load(tmp_path / "a.parquet", Options(base=tmp_path / "store")), [0])
+
+
+def test_options_that_say_nothing_about_a_table_are_refused(written, tmp_path):
+    path = tmp_path / "a.parquet"
+    written.to_parquet(path)
+    for options, said in (
+        (Options(control_folders=(tmp_path,)), r"--control-folder says nothing about .*a\.parquet \(hugging"),
+        (Options(convention="diffsynth"), r"a\.parquet is a table; --convention diffsynth has none"),
+        (Options(split="train"), r"--split says nothing about"),
+    ):
+        with pytest.raises(HywuError, match=said):
+            PairedDataset.load(path, options)
+    with pytest.raises(HywuError, match=r"has no splits; leave out --split test"):
+        PairedDataset.load(tmp_path, Options(split="test"))
+    written.save_to_disk(tmp_path / "set")
+    with pytest.raises(HywuError, match=r"has no splits; leave out --split test"):
+        PairedDataset.load(tmp_path / "set", Options(split="test"))
+
+
 def test_a_damaged_table_is_one_sentence(written, tmp_path):
     path = tmp_path / "a.parquet"
     written.to_parquet(path)

@@ -17,6 +17,7 @@ from hywu_core.data.paired.scan import scan
 from hywu_core.train.__main__ import main
 
 from ..commands import contents, refused, run
+from ..data import paired_writers as writers
 from .edited_photos import PHOTOS, photograph, save
 
 
@@ -178,6 +179,37 @@ def test_missing_controls_can_be_allowed(good, capfd):
     assert (code, err) == (0, "")
     assert "1 with 0, 3 with 1" in out
     assert "samples lacking a control image: 1" in out
+
+
+@pytest.mark.parametrize(
+    ("write", "flags", "told"),
+    [
+        (writers.musubi_folders, ("--control-folder", "."), "--control-folder"),
+        (writers.musubi_jsonl, ("--caption-ending", ".md"), "--caption-ending"),
+        (writers.musubi_jsonl, ("--convention", "musubi-tuner", "--target-column", "x"), "--target-column"),
+        (writers.diffsynth_csv, ("--split", "test"), "--split"),
+        (writers.imagefolder_csv, ("--caption-ending", ".md"), "--caption-ending"),
+        (writers.imagefolder_csv, ("--split", "train"), "--split"),
+        (writers.ai_toolkit, ("--base", "."), "--base"),
+        (writers.simpletuner, ("--control-column", "x"), "--control-column"),
+        (writers.plain, ("--prompt-column", "x"), "--prompt-column"),
+        (writers.plain, ("--convention", "folders", "--split", "train"), "--split"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_flag_that_a_convention_has_no_use_for_is_refused(write, flags, told, tmp_path, capfd):
+    path, _ = write(tmp_path, [writers.Edit("one", 1, "a")])
+    said = refused(main, "--check-data", path, *flags, folder=tmp_path, capfd=capfd)
+    assert said.startswith(f"{told} says nothing about {path}")
+    assert said.endswith("; leave it out.")
+
+
+def test_a_folder_of_controls_is_refused_beside_another_convention(tmp_path, capfd):
+    writers.musubi_folders(tmp_path, [writers.Edit("one", 1, "a")])
+    flags = ("--convention", "musubi-tuner", "--control-folder", tmp_path / "sources")
+    said = refused(main, "--check-data", tmp_path, *flags, folder=tmp_path, capfd=capfd)
+    about = f"{tmp_path / 'dataset.toml'} (musubi-tuner)"
+    assert said == f"--control-folder says nothing about {about}; leave it out."
 
 
 @pytest.mark.parametrize(

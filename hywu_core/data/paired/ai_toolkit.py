@@ -26,6 +26,7 @@ from .metadata import read_json
 from .options import Options
 from .pictures import Picture
 
+USES = ()  # options
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # in the order in which controls are searched
 _PLACES = ("[trigger]", "[name]")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import HywuError
@@ -26,6 +26,7 @@ class Found:
     convention: str
     path: Path  # the file or folder that says it
     read: _Reader
+    uses: tuple[str, ...]  # the options that say something about it
 
 
 def _read_table(path: Path, options: Options, into: Collector) -> None:
@@ -36,38 +37,44 @@ def _read_tables_of(folder: Path, options: Options, into: Collector) -> None:
     huggingface.read_tables(huggingface.find_tables(folder, options), options, into)
 
 
-# Names of conventions, each with how one of its files is read, and one of its folders.
-_FILES: dict[str, _Reader] = {
-    "ai-toolkit": ai_toolkit.read,
-    "musubi-tuner": musubi.read,
-    "diffsynth": diffsynth.read,
-    "simpletuner": simpletuner.read,
-    "huggingface": huggingface.read_metadata,
+# Names of conventions, each with how one of its files is read, and which options are looked at.
+_FILES: dict[str, tuple[_Reader, tuple[str, ...]]] = {
+    "ai-toolkit": (ai_toolkit.read, ai_toolkit.USES),
+    "musubi-tuner": (musubi.read, musubi.USES),
+    "diffsynth": (diffsynth.read, diffsynth.USES),
+    "simpletuner": (simpletuner.read, simpletuner.USES),
+    "huggingface": (huggingface.read_metadata, huggingface.USES),
 }
 CONVENTIONS = (*_FILES, "folders")
 
 
 def detect(path: Path, options: Options) -> Found:
-    """Recognise a data set. HywuError where there is none, or where it may be read in several ways."""
+    """Recognise a data set.
+
+    HywuError where there is none, where it may be read in several ways, and for an option that says nothing
+    about one of its convention.
+    """
     if options.convention not in (None, *CONVENTIONS):
         raise HywuError(
             f"There is no convention '{options.convention}'; choose of: {', '.join(CONVENTIONS)}."
         )
-    if path.is_file():
-        return _file(path, options)
-    if path.is_dir():
-        return _folder(path, options)
-    raise HywuError(f"There is no data set at {path}.")
+    if not path.is_file() and not path.is_dir():
+        raise HywuError(f"There is no data set at {path}.")
+    found = _file(path, options) if path.is_file() else _folder(path, options)
+    options.refuse_unused(found.uses, f"{found.path} ({found.convention})")
+    return found
 
 
 def _file(path: Path, options: Options) -> Found:
     if path.suffix.lower() in _TABLES:
-        return Found("huggingface", path, _read_table)
+        if options.convention not in (None, "huggingface"):
+            raise HywuError(f"{path} is a table; --convention {options.convention} has none, leave it out.")
+        return Found("huggingface", path, _read_table, huggingface.USES)
     convention = options.convention or _of_file(path, options)
     if convention not in _FILES:
         kinds = ", ".join((*_CONFIGURATIONS, *_TABLES))
         raise HywuError(f"{path} is no configuration or metadata of a known data set ({kinds}).")
-    return Found(convention, path, _FILES[convention])
+    return Found(convention, path, *_FILES[convention])
 
 
 def _of_file(path: Path, options: Options) -> str | None:
@@ -107,8 +114,9 @@ def _of_row(path: Path, options: Options) -> str:
 
 
 def _folder(folder: Path, options: Options) -> Found:
-    if options.control_folders or options.convention == "folders":
-        return Found("folders", folder, plain.read)
+    plainly = Found("folders", folder, plain.read, plain.USES)
+    if options.convention == "folders" or (options.convention is None and options.control_folders):
+        return plainly
     found = list(_configurations(folder, options))
     if options.convention is not None:
         found = [one for one in found if one.convention == options.convention]
@@ -117,7 +125,7 @@ def _folder(folder: Path, options: Options) -> Found:
     if len(found) > 1:
         names = ", ".join(f"{one.path.name} ({one.convention})" for one in found)
         raise HywuError(f"{folder} can be read in several ways: give the path of one of {names}.")
-    return found[0] if found else Found("folders", folder, plain.read)
+    return found[0] if found else plainly
 
 
 def _configurations(folder: Path, options: Options) -> Iterator[Found]:
@@ -125,12 +133,14 @@ def _configurations(folder: Path, options: Options) -> Iterator[Found]:
     if files := sorted(folder.glob("multidatabackend*.json")):
         yield from (_file(file, options) for file in files)
         return
-    for place in (folder, folder / (options.split or "train")):
+    inner = folder / (options.split or "train")
+    for place in (inner, folder) if options.split else (folder, inner):
         if files := [place / name for name in _METADATA if (place / name).is_file()]:
-            yield from (_file(file, options) for file in files)
+            found = (_file(file, options) for file in files)
+            yield from (replace(f, uses=(*f.uses, "split")) if place == inner else f for f in found)
             return
     if huggingface.find_tables(folder, options):
-        yield Found("huggingface", folder, _read_tables_of)
+        yield Found("huggingface", folder, _read_tables_of, (*huggingface.USES, "split"))
         return
     for file in sorted(folder.glob("[!.]*")):
         if file.suffix.lower() in (".toml", ".yaml", ".yml", ".jsonl") and file.is_file():
@@ -142,4 +152,4 @@ def _configurations(folder: Path, options: Options) -> Iterator[Found]:
                 raise
             if convention == "ai-toolkit" and not ai_toolkit.recognise(ai_toolkit.read_config(file)):
                 continue
-            yield Found(convention, file, _FILES[convention])
+            yield Found(convention, file, *_FILES[convention])

@@ -15,6 +15,7 @@ from .metadata import Row, read_rows, text_of, texts_of
 from .options import Options
 from .pictures import Picture
 
+USES = ("base", "target_column", "control_columns", "prompt_column")  # options
 CONTROLS = ("edit_image", "kontext_images")
 _TARGET, _PROMPT = "image", "prompt"
 

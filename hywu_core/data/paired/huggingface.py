@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .metadata import Row, read_json, read_rows, text_of, texts_of
 from .options import Options
 from .pictures import Picture
 
+USES = ("base", "target_column", "control_columns", "prompt_column")  # options
 _FILE = re.compile(
     r"(?:(.+)_)?file_names?"
 )  # file_name is column image, input_image_file_name is input_image
@@ -41,19 +43,19 @@ def read_metadata(path: Path, options: Options, into: Collector) -> None:
             stored |= {_column(name): name for name in new}
             kinds |= {_column(name): _kind(row[name]) for name in new}
             columns = choose(kinds, options, place)
-        _add_row(row, stored, columns, place, str(path.parent), into)
+        _add_row(row, stored, columns, place, str(options.base or path.parent), into)
 
 
 def read_tables(paths: Sequence[Path], options: Options, into: Collector) -> None:
     """Fill `into` from parquet or Arrow files, in order."""
     for path in paths:
-        kinds = tables.columns(path)
+        kinds, folder = tables.columns(path), str(options.base or path.parent)
         stored = {_column(name): name for name in kinds}
         columns = choose({_column(name): kind for name, kind in kinds.items()}, options, str(path))
         images = [stored[name] for name in (columns.target, *columns.controls)]
         for number, row in enumerate(tables.read_rows(path, [stored[columns.prompt]], images)):
             place = f"{path}, row {number}"
-            targets, *controls = (_pictures(row, name, path, number) for name in images)
+            targets, *controls = (_pictures(row, name, path, number, folder) for name in images)
             _check_one(targets, columns, place)
             prompts = texts_of(row, stored[columns.prompt], place)
             into.add(targets[0], [picture for some in controls for picture in some], prompts)
@@ -62,25 +64,34 @@ def read_tables(paths: Sequence[Path], options: Options, into: Collector) -> Non
 def find_tables(folder: Path, options: Options) -> list[Path]:
     """Files of a folder that `save_to_disk` wrote, or that holds parquet files; none if it is neither.
 
-    Of several splits the one called train is taken, unless the options name another.
+    Of several splits the one called train is taken, unless the options name another. HywuError where they
+    name one and there are none.
     """
     if (folder / "dataset_dict.json").is_file():
         content = read_json(folder / "dataset_dict.json")
         names = content.get("splits") if isinstance(content, dict) else None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise HywuError(f"{folder / 'dataset_dict.json'} names no splits.")
-        return find_tables(folder / _choose_split(names, options, folder), options)
+        return find_tables(folder / _choose_split(names, options, folder), replace(options, split=None))
     if (folder / "state.json").is_file():
         content = read_json(folder / "state.json")
         files = content.get("_data_files") if isinstance(content, dict) else None
         entries = only_dictionaries(files, f"{folder / 'state.json'}: _data_files")
+        _refuse_split(options, folder)
         return [folder / text_of(entry, "filename", str(folder / "state.json")) for entry in entries]
     found = sorted(folder.glob(_PARQUET)) or sorted((folder / "data").glob(_PARQUET))
     splits = {match[1] for path in found if (match := _SPLIT.fullmatch(path.stem))}
     if splits:
         split = _choose_split(sorted(splits), options, folder)
         found = [path for path in found if (match := _SPLIT.fullmatch(path.stem)) and match[1] == split]
+    elif found:
+        _refuse_split(options, folder)
     return found
+
+
+def _refuse_split(options: Options, folder: Path) -> None:
+    if options.split:
+        raise HywuError(f"{folder} has no splits; leave out --split {options.split}.")
 
 
 def _choose_split(names: Sequence[str], options: Options, folder: Path) -> str:
@@ -121,12 +132,12 @@ def _check_one(targets: Sequence[Picture], columns: Columns, place: str) -> None
         raise HywuError(f"{place}: column '{columns.target}' has {len(targets)} images, not one.")
 
 
-def _pictures(row: Mapping[str, Any], column: str, path: Path, number: int) -> list[Picture]:
-    """The images of a cell: files that are named, or the cell itself where it holds them."""
+def _pictures(row: Mapping[str, Any], column: str, path: Path, number: int, folder: str) -> list[Picture]:
+    """The images of a cell: files that are named, below `folder`, or the cell itself where it holds them."""
     value = row[column]
     cells = value if isinstance(value, list) else [value]
     return [
-        Picture(locate(cell, [str(path.parent)]))
+        Picture(locate(cell, [folder]))
         if isinstance(cell, str)
         else Picture(str(path), number, column, item if isinstance(value, list) else -1)
         for item, cell in enumerate(cells)

@@ -30,6 +30,7 @@ from .metadata import Row, read_rows, text_of
 from .options import Options
 from .pictures import Picture
 
+USES = ("base",)  # options
 _CONTROL = re.compile(r"control_path(?:_(\d+))?")
 
 
@@ -42,7 +43,7 @@ def read(path: Path, options: Options, into: Collector) -> None:
     general = config.get("general", {})
     if not isinstance(general, dict):
         raise HywuError(f"{path}: [general] must be a table of settings.")
-    bases = (Path.cwd(), path.parent)
+    bases = (*((options.base,) if options.base else ()), Path.cwd(), path.parent)
     datasets = only_dictionaries(config.get("datasets", []), f"{path}: [[datasets]]")
     for number, settings in enumerate(datasets):
         _read_one({**general, **settings}, f"{path}, data set {number + 1}", bases, options, into)

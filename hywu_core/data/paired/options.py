@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from ...errors import HywuError
+
+_ALWAYS = ("convention", "allow_missing_controls")  # what says something about every data set
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,16 @@ class Options:
     def __post_init__(self) -> None:
         if self.caption_ending and not self.caption_ending.startswith("."):  # else no caption would be found
             object.__setattr__(self, "caption_ending", f".{self.caption_ending}")
+
+    def refuse_unused(self, uses: Sequence[str], place: str) -> None:
+        """HywuError naming the first flag that is given and says nothing about what is at `place`.
+
+        uses: the names of the options that its reader looks at.
+        """
+        for option in fields(self):
+            if option.name not in (*_ALWAYS, *uses) and getattr(self, option.name) != option.default:
+                flag = "--" + option.name.replace("_", "-").removesuffix("s")
+                raise HywuError(f"{flag} says nothing about {place}; leave it out.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a run folder, with whole paths; what is at its default is left out."""

@@ -17,6 +17,7 @@ from .folders import by_stem, check_folder, list_images, match_numbered, read_ca
 from .options import Options
 from .pictures import Picture
 
+USES = ("control_folders", "caption_ending")  # options
 _TARGETS = re.compile(r"(target|edit(ed)?|after|output|result|dest|image|img)s?([_-].*)?", re.IGNORECASE)
 _NOT_TARGETS = re.compile(
     r"_?(control|source|src|input|before|original|orig|ref|reference|cond|condition)s?([_-]?.*)?",

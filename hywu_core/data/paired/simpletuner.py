@@ -26,6 +26,7 @@ from .metadata import read_json
 from .options import Options
 from .pictures import Picture
 
+USES = ()  # options
 _Settings = Mapping[str, Any]
 _NOT_IMAGES = ("masks", "mask")
 

@@ -91,6 +91,11 @@ def test_a_row_group_is_decoded_once_however_many_images_an_edit_has(tmp_path, m
     assert sorted(decoded) == sorted((group, name) for group in range(3) for name in names)
 
 
+def test_the_ending_of_a_table_may_be_in_capitals(written, tmp_path):
+    written.to_parquet(tmp_path / "train.PARQUET")
+    check(PairedDataset.load(tmp_path / "train.PARQUET"))
+
+
 def test_what_save_to_disk_writes(written, tmp_path):
     written.save_to_disk(tmp_path / "set", num_shards=2)
     check(PairedDataset.load(tmp_path / "set"))

@@ -80,7 +80,7 @@ def _open(path: Path) -> tuple[pyarrow.Schema, pyarrow.parquet.ParquetFile | pya
     import pyarrow.parquet
 
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             file = pyarrow.parquet.ParquetFile(path)
             return file.schema_arrow, file
         table = _mapped(path)

@@ -156,7 +156,10 @@ class HywuPipeline:
         strength: float = 1.0,
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """The edited images (B, 3, H, W): sampled with the adapter, or by the frozen backbone alone."""
+        """The edited images (B, 3, H, W): sampled with the adapter, or by the frozen backbone alone.
+
+        Raises HywuError where they are not finite, which a large strength makes them.
+        """
 
         def velocity(x: Tensor, time: float) -> Tensor:
             times = torch.full((len(x),), time, device=x.device)
@@ -167,7 +170,14 @@ class HywuPipeline:
             attach(self.backbone.transformer, adapter, strength) if adapter is not None else nullcontext()
         )
         with applied:
-            return self.autoencoder.decode(euler(velocity, noise, steps, on_step))
+            latents = euler(velocity, noise, steps, on_step)
+        image = self.autoencoder.decode(latents)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in (latents, image)):
+            raise HywuError(
+                f"The edited picture is not finite with the LoRA at strength {strength:g}; "
+                "choose a strength nearer to 1."
+            )
+        return image
 
 
 def check_embedded(generator: ParameterGenerator) -> None:

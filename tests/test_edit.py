@@ -166,6 +166,17 @@ def test_any_words_are_read(edit, tmp_path, words):
     assert edit(PHOTO, words, "-o", tmp_path / "out.png", "--steps", 1, "--compare") == 0
 
 
+@pytest.mark.parametrize("strength", ["1e20", "-1e38"])
+def test_a_strength_that_is_too_large_is_a_sentence_and_writes_nothing(edit, tmp_path, capfd, strength):
+    files = ("-o", tmp_path / "out.png", "--compare", "--adapter-out", tmp_path / "a.safetensors")
+    assert edit(PHOTO, "darker", *files, "--steps", 2, f"--strength={strength}") == 2
+    assert re.fullmatch(
+        rf"error: .*not finite .* strength {re.escape(f'{float(strength):g}')}.*",
+        capfd.readouterr().err.splitlines()[-1],
+    )
+    assert contents(tmp_path) == {}
+
+
 # What is wrong: arguments in place of PHOTO, instruction and `-o out.png`, and what the sentence must name.
 WRONG = {
     "a text file as photograph": (("notes.jpg", "darker"), r"notes\.jpg"),

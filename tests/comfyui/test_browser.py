@@ -20,7 +20,7 @@ from .page import Cell, Page
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
-GENERATE, INSPECT = "HYWU_GenerateLoRA", "HYWU_InspectAdapter"
+GENERATE, APPLY, INSPECT = "HYWU_GenerateLoRA", "HYWU_ApplyLoRA", "HYWU_InspectAdapter"
 LISTEN = "window.comfyAPI.api.api.addEventListener('progress', ({ detail }) => window.seen.push(detail.node))"
 
 
@@ -71,8 +71,11 @@ def test_the_quickstart_opens_runs_and_shows_its_lora(page, server, tmp_path):
     # Nothing of it goes into the file or to the server.
     assert page.graph() == graph
     assert saved_values(page.workflow()) == saved_values(workflow)
-    target = Path(os.environ.get("HYWU_SCREENSHOTS", tmp_path)) / f"quickstart_{server.install.version}.png"
-    assert page.screenshot(target).stat().st_size > 20_000
+    folder, version = Path(os.environ.get("HYWU_SCREENSHOTS", tmp_path)), server.install.version
+    assert page.screenshot(folder / f"quickstart_{version}.png").stat().st_size > 20_000
+    for node in (GENERATE, APPLY) if "HYWU_SCREENSHOTS" in os.environ else ():  # for the help pages
+        page.look_at(node)
+        page.screenshot(folder / f"{node}_{version}.png")
     assert not page.complaints()
 
 

@@ -75,12 +75,15 @@ class EncodedEdits:
 
     @cached_property
     def sha256(self) -> str:
-        """A hash of all that is learned from: the bytes of every picture, and the prompts, in order."""
+        """A hash of all that is learned from: the bytes of every picture, the prompts, repeats; in order."""
         digest = hashlib.sha256()
         for sample in self.data:
             for picture in (sample.target, *sample.controls):
                 digest.update(bytes.fromhex(self.encodings.hashes.of(picture)))
             digest.update("\0".join((sample.prompt, *sample.also, "")).encode("utf-8", "surrogatepass"))
+        repeats = list(self.data.samples.repeats)
+        if set(repeats) != {1}:  # where nothing is repeated the hash is what it always was
+            digest.update(repr(repeats).encode())
         return digest.hexdigest()
 
     def encode(

@@ -54,6 +54,21 @@ def test_words_that_are_read_without_pictures_are_read_once(edits, encoders, mon
     assert QwenImageEditEncoders.text_sees_pictures
 
 
+def test_how_often_a_sample_is_repeated_is_part_of_what_is_learned(tmp_path):
+    data, cache = write_edits(tmp_path / "set"), str(tmp_path / "cache")
+
+    def hashed(path):
+        return look(EmbeddedEditBackbone, SETTINGS | {"data": str(path), "cache": cache}).sha256
+
+    def repeated(times):
+        lines = '[[datasets]]\nimage_directory = "targets"\ncontrol_directory = "sources"\n'
+        (data / "set.toml").write_text(f"{lines}num_repeats = {times}\n", encoding="utf-8")
+        return hashed(data / "set.toml")
+
+    assert hashed(data) == repeated(1)
+    assert len({repeated(times) for times in (1, 2, 3)}) == 3
+
+
 def test_what_is_there_is_not_read_again(edits, encoders, monkeypatch):
     encode(edits, encoders)
     monkeypatch.setattr(EncodingCache, "get", lambda *_: pytest.fail("read"))

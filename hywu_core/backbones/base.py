@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from ..errors import HywuError
 from .folders import TRANSFORMER, ModelFolder, open_folder, read_json
 from .inputs import EditInputs, EditSample, collate
-from .loading import Parts, check_parts, load_transformer
+from .loading import Parts, check_parts, check_transformer, load_transformer
 from .packing import count_tokens, patchify, unpatchify
 from .sampling import euler
 from .schedule import FlowSchedule
 
 _SCHEDULER = "scheduler"
+_PARTS = (TRANSFORMER, _SCHEDULER)
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,20 @@ class EditBackbone(nn.Module, ABC):
         return cls.encoders(folder, torch.device(device), dtype)
 
     @classmethod
+    def check_transformer(
+        cls,
+        model: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        quantize: str | None = None,
+        allow_download: bool = False,
+    ) -> nn.Module:
+        """The transformer that `load_transformer` would load, without its weights; HywuError as there."""
+        folder = cls.open(model, _PARTS, allow_download)
+        cls._schedule(folder)
+        return check_transformer(folder, cls.transformer_class, torch.device(device), dtype, quantize)[0]
+
+    @classmethod
     def load_transformer(
         cls,
         model: str | Path,
@@ -136,11 +151,15 @@ class EditBackbone(nn.Module, ABC):
         quantize: None, "int8", "fp8" or "nf4" (see `quantization.py`). allow_download: the only way to the
         network. HywuError, before memory is spent, for a missing or foreign folder, class or weights file.
         """
-        folder = cls.open(model, (TRANSFORMER, _SCHEDULER), allow_download)
+        folder = cls.open(model, _PARTS, allow_download)
+        schedule = cls._schedule(folder)
         transformer = load_transformer(folder, cls.transformer_class, torch.device(device), dtype, quantize)
-        config = folder.part(_SCHEDULER) / "scheduler_config.json"
-        schedule = FlowSchedule(read_json(config)) if config.is_file() else cls.default_schedule()
         return cls(transformer, folder.id, schedule)
+
+    @classmethod
+    def _schedule(cls, folder: ModelFolder) -> FlowSchedule:
+        config = folder.part(_SCHEDULER) / "scheduler_config.json"
+        return FlowSchedule(read_json(config)) if config.is_file() else cls.default_schedule()
 
     @classmethod
     def open(cls, model: str | Path, parts: Sequence[str], allow_download: bool = False) -> ModelFolder:

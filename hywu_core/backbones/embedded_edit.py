@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..embedded import AUTOENCODER, BACKBONE
 from ..embedded.autoencoder import TinyAutoencoder
@@ -76,6 +76,22 @@ class EmbeddedEditBackbone(FluxKontext):
         return EmbeddedEncoders(torch.device(device))
 
     @classmethod
+    def check_transformer(
+        cls,
+        model: str | Path = BACKBONE,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        quantize: str | None = None,
+        allow_download: bool = False,
+    ) -> nn.Module:
+        """The embedded transformer whole, for it is small; too small to quantise."""
+        if quantize is not None:
+            raise HywuError(
+                f"The embedded backbone is small already; leave the quantisation to {quantize} out."
+            )
+        return EmbeddedBackbone.load(model).transformer
+
+    @classmethod
     def load_transformer(
         cls,
         model: str | Path = BACKBONE,
@@ -84,12 +100,8 @@ class EmbeddedEditBackbone(FluxKontext):
         quantize: str | None = None,
         allow_download: bool = False,
     ) -> EditBackbone:
-        """The embedded backbone, or another file of its kind; it is too small to quantise."""
-        if quantize is not None:
-            raise HywuError(
-                f"The embedded backbone is small already; leave the quantisation to {quantize} out."
-            )
-        transformer = EmbeddedBackbone.load(model, device).transformer
+        """The embedded backbone, or another file of its kind."""
+        transformer = cls.check_transformer(model, quantize=quantize).to(device)
         if dtype != torch.float32:
             transformer = transformer.to(dtype)
         backbone = cls(transformer, Path(model).stem, cls.default_schedule())

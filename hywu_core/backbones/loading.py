@@ -17,13 +17,13 @@ _UNUSED = "lm_head.weight"  # of language models: they read here, and say nothin
 Parts = Mapping[str, tuple[str, ...]]  # sub-folder -> names of the classes it may have
 
 
-def load_transformer(
+def check_transformer(
     folder: ModelFolder, class_name: str, device: torch.device, dtype: torch.dtype, quantize: str | None
-) -> nn.Module:
-    """The frozen transformer of a folder, which must be of this class of diffusers; in evaluation mode.
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The transformer that a folder describes, on "meta", and what `from_pretrained` is told to quantise it.
 
-    HywuError for another class, for missing, truncated or foreign weights, and for a quantisation that is not
-    possible here; all but the last before anything is read.
+    HywuError for another class of diffusers than this, for missing, truncated or foreign weights, and for a
+    quantisation that is not possible here. Of the weights only the headers are read.
     """
     import diffusers
 
@@ -34,14 +34,21 @@ def load_transformer(
     model_class = getattr(diffusers, class_name)
     config = read_json(part / "config.json")
     files = folder.check_weights(TRANSFORMER)
-    settings: dict[str, Any] = {}
-    if "quantization_config" not in config:  # a quantised file has other tensors than its config says
-        with torch.device("meta"):
-            expected = attempt(part, lambda: model_class.from_config(config))
-        _compare(part, {n: tuple(t.shape) for n, t in expected.state_dict().items()}, tensor_shapes(files))
-        settings = quantization_config(quantize, device, dtype)
-    elif quantize is not None:
+    if "quantization_config" in config and quantize is not None:
         raise HywuError(f"{part} is quantised already; leave the quantisation to {quantize} out.")
+    with torch.device("meta"):
+        expected = attempt(part, lambda: model_class.from_config(config))
+    if "quantization_config" not in config:  # a quantised file has other tensors than its config says
+        _compare(part, {n: tuple(t.shape) for n, t in expected.state_dict().items()}, tensor_shapes(files))
+    return expected, quantization_config(quantize, device, dtype)
+
+
+def load_transformer(
+    folder: ModelFolder, class_name: str, device: torch.device, dtype: torch.dtype, quantize: str | None
+) -> nn.Module:
+    """The frozen transformer of a folder, in evaluation mode; HywuError first as by `check_transformer`."""
+    described, settings = check_transformer(folder, class_name, device, dtype, quantize)
+    part, model_class = folder.part(TRANSFORMER), type(described)
 
     def load() -> nn.Module:
         options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}

@@ -162,6 +162,8 @@ def main(argv: list[str] | None = None) -> int:
         with one_speaks(HywuError):  # every process reads the same command line
             planned = plan(arguments)
             require("diffusers", "matplotlib")
+            if planned.config.weights == "bf16":
+                require("torchao")  # by the optimiser
             require_storage()  # before the data is prepared
         with Parallel.joined(planned.parallel, planned.config.device) as parallel:
             return _run(planned, parallel)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from ..backbones.base import EditBackbone
@@ -23,7 +24,7 @@ from ..data.paired.buckets import Buckets
 from ..data.paired.file_hashes import FileHashes
 from ..devices import resolve_device
 from ..errors import HywuError
-from ..generator import GeneratorConfig
+from ..generator import GeneratorConfig, ParameterGenerator
 from ..lora import LoraSpec
 from .adaptation import make_adaptation, require_adaptation
 from .config import TrainConfig
@@ -81,6 +82,14 @@ def build(kind: str, config: TrainConfig, settings: Mapping[str, Any], processes
     edits = look(backbone, settings)
     named = {"model": settings["backbone"]} if settings["backbone"] else {}
     named["allow_download"] = settings["allow_download"]
+    frozen = named | {
+        "device": device,
+        "dtype": transformer_dtype(config, settings),
+        "quantize": settings["quantize"] or None,
+    }
+    spec = adapted(settings, backbone, backbone.check_transformer(**frozen))
+    with torch.device("meta"):  # what could not be made is found before the long encoding
+        ParameterGenerator(GeneratorConfig(condition_dim=1, **generator), spec)
 
     encoders = backbone.load_encoders(device=device, dtype=dtype, **named)
     condition = load_condition_encoder(settings, device, embedded)
@@ -91,18 +100,7 @@ def build(kind: str, config: TrainConfig, settings: Mapping[str, Any], processes
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
-    loaded = backbone.load_transformer(
-        device=device,
-        dtype=transformer_dtype(config, settings),
-        quantize=settings["quantize"] or None,
-        **named,
-    )
-    spec = LoraSpec.from_module(
-        loaded.transformer,
-        include=target_patterns(settings, backbone),
-        rank=settings["rank"],
-        alpha=settings["alpha"],
-    )
+    loaded = backbone.load_transformer(**frozen)
     torch.manual_seed(config.seed)
     generator = GeneratorConfig(condition_dim=info["dim"], **generator)
     tasks = len(edits.tasks)
@@ -140,6 +138,16 @@ def check(settings: Mapping[str, Any], seed: int) -> tuple[PairedConfig, dict[st
 def target_patterns(settings: Mapping[str, Any], backbone: type[EditBackbone]) -> Sequence[str]:
     """Which modules of the backbone are adapted: those of the settings, else its own choice."""
     return [p.strip() for p in settings["targets"].split(",") if p.strip()] or backbone.default_targets
+
+
+def adapted(settings: Mapping[str, Any], backbone: type[EditBackbone], transformer: nn.Module) -> LoraSpec:
+    """What of a transformer is adapted, and how; HywuError where that is nothing."""
+    return LoraSpec.from_module(
+        transformer,
+        include=target_patterns(settings, backbone),
+        rank=settings["rank"],
+        alpha=settings["alpha"],
+    )
 
 
 def look(backbone: type[EditBackbone], settings: Mapping[str, Any]) -> EncodedEdits:

@@ -337,7 +337,7 @@ def test_a_folder_without_a_transformer_is_refused_before_anything_is_encoded(
     folder = shutil.copytree(models["flux_kontext"], tmp_path / "kontext")
     (shutil.rmtree if (folder / missing).is_dir() else Path.unlink)(folder / missing)
     given = ("--recipe", "flux_kontext", "--data", data, "--backbone", folder, "--encoder", "backbone")
-    given += ("--device", "cpu", "--cache", tmp_path / "cache", "--out", tmp_path / "run")
+    given += ("--device", "cpu", "--cache", tmp_path, "--out", tmp_path / "run")
     assert sentence in refused(main, *given, folder=tmp_path, capfd=capfd)
 
 

@@ -56,8 +56,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise HywuError("The instruction has bytes that are not text in this terminal's encoding.") from None
     if not math.isfinite(arguments.strength):
         raise HywuError(f"--strength is {arguments.strength}; it must be a finite number.")
-    if not 0 <= arguments.seed < 2**63:
-        raise HywuError(f"--seed is {arguments.seed}; it must be between 0 and 2^63 - 1.")
+    if not 0 <= arguments.seed < 2**64:  # as KSampler's
+        raise HywuError(f"--seed is {arguments.seed}; it must be between 0 and 2^64 - 1.")
     if not 1 <= arguments.steps <= 1000:
         raise HywuError(f"--steps is {arguments.steps}; it must be between 1 and 1000.")
     require("diffusers")

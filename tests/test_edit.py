@@ -127,6 +127,10 @@ def test_the_seed_decides_the_picture(edit, tmp_path):
     assert a != c
 
 
+def test_every_seed_of_the_sampler_node_is_one(edit, tmp_path):
+    assert edit(PHOTO, "darker", "-o", tmp_path / "out.png", "--steps", 1, "--seed", 2**64 - 1) == 0
+
+
 def test_strength_nought_is_the_frozen_base(edit, tmp_path):
     options = ("--strength", 0, "--steps", 1, "--compare")
     assert edit(PHOTO, "warmer", "-o", tmp_path / "out.png", *options) == 0
@@ -201,7 +205,7 @@ WRONG = {
     "no adapter folder": ((PHOTO, "darker", "--adapter-out", "none/a.safetensors"), "folder none"),
     "no steps": ((PHOTO, "darker", "--steps", "0"), "--steps is 0"),
     "a negative seed": ((PHOTO, "darker", "--seed", "-1"), "--seed is -1"),
-    "a seed beyond 63 bits": ((PHOTO, "darker", "--seed", 2**63), "--seed is"),
+    "a seed beyond 64 bits": ((PHOTO, "darker", "--seed", 2**64), "--seed is 18446744073709551616;"),
     "strength that is no number": ((PHOTO, "darker", "--strength", "nan"), "--strength is nan"),
     "no such device": ((PHOTO, "darker", "--device", "abacus"), "'abacus' is not available"),
     "a device without numbers": ((PHOTO, "darker", "--device", "meta"), "'meta' is not available"),

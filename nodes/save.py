@@ -11,8 +11,9 @@ from comfy_api.v0_0_2 import io
 
 from ..hywu_core.lora import Adapter, save_adapter, save_peft
 from ..hywu_core.lora.architectures import describe_adapter
+from ..hywu_core.lora.files import check_saving
 from ..hywu_core.lora.keys import resolve_format
-from ..hywu_core.lora.numbered import save_numbered
+from ..hywu_core.lora.numbered import save_all_numbered
 from .backports import search_words
 from .sockets import CATEGORY, AdapterSocket
 
@@ -112,19 +113,14 @@ class SaveAdapter(io.ComfyNode):
             folder_paths.get_folder_paths("loras")[0] if loras else folder_paths.get_output_directory()
         )
         save, suffix = _WRITERS[format]
-        settings = {
-            "strength": strength,
-            "dtype": _DTYPES[dtype],
-            "include_prompt": include_prompt,
-            "new": True,
-        }
-        if index == _ALL:
-            adapter.check()  # before the first file: all of them or none
-        names = []
-        for number in range(adapter.batch) if index == _ALL else [index]:
-            write = partial(save, adapter, index=number, **settings)
-            path = save_numbered(folder, filename_prefix, suffix, write)
-            names.append(path.relative_to(folder.resolve()).as_posix())
+        settings = {"strength": strength, "dtype": _DTYPES[dtype]}
+        if index == _ALL:  # before the first file: all of them or none
+            check_saving(adapter, **settings, key_format="auto" if save is save_adapter else None)
+        settings |= {"include_prompt": include_prompt, "new": True}
+        numbers = range(adapter.batch) if index == _ALL else [index]
+        writes = [partial(save, adapter, index=number, **settings) for number in numbers]
+        paths = save_all_numbered(folder, filename_prefix, suffix, writes)
+        names = [path.relative_to(folder.resolve()).as_posix() for path in paths]
         where = "models/loras" if loras else "the output folder"
         report = [f"Saved {name} to {where}" for name in names[:_LINES]]
         if len(names) > _LINES:

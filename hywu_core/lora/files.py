@@ -53,12 +53,37 @@ def save_adapter(
     path = Path(path)
     key_format = resolve_format(key_format, adapter, adapter.provenance.get("key_format"))
     one = adapter.select(index)
-    scale = adapter.scale * float(strength)
-    beside = scale if key_format == "native" else 1.0
-    factors = baked_factors(one, 1.0 if key_format == "native" else scale, dtype)
+    beside = adapter.scale * float(strength) if key_format == "native" else 1.0
+    factors = baked_factors(one, _baked(strength, key_format), dtype)
     header = header_of(one, path.stem, strength, key_format, beside, include_prompt)
     write_safetensors(path, to_file(factors, key_format), header | dict(metadata or {}), new=new)
     return path
+
+
+def check_saving(
+    adapter: Adapter,
+    strength: float = 1.0,
+    dtype: torch.dtype | None = None,
+    key_format: KeyFormat | None = "auto",
+) -> None:
+    """Make the factors of each adapter of the batch as they will be saved, one at a time; nothing is written.
+
+    key_format: None is a PEFT directory.
+
+    Raises `HywuError` for values that are not finite, or would not be in the file, saying in which adapter.
+    """
+    if key_format is not None:
+        key_format = resolve_format(key_format, adapter, adapter.provenance.get("key_format"))
+    for index in range(adapter.batch):
+        try:
+            baked_factors(adapter.select(index), _baked(strength, key_format), dtype)
+        except HywuError as error:
+            raise HywuError(f"LoRA {index}: {error}") from error
+
+
+def _baked(strength: float, key_format: KeyFormat | None) -> float | None:
+    """The strength that goes into B; None where scale and strength stay beside it."""
+    return None if key_format == "native" else float(strength)
 
 
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -50,6 +52,24 @@ def save_numbered(
             return path
         except AlreadyThereError:
             number += 1
+
+
+def save_all_numbered(
+    folder: str | os.PathLike[str], prefix: str, suffix: str, writes: Iterable[Callable[[Path], object]]
+) -> list[Path]:
+    """`save_numbered` for each of `writes`; when one fails, those written before it are removed again."""
+    with ExitStack() as undo:
+        paths = []
+        for write in writes:
+            paths.append(save_numbered(folder, prefix, suffix, write))
+            undo.callback(_remove, paths[-1])
+        undo.pop_all()
+    return paths
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # why it is removed is what has to be told
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _stem(folder: str | os.PathLike[str], prefix: str) -> Path:

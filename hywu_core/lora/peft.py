@@ -48,7 +48,7 @@ def save_peft(
     folder = Path(folder)
     one = adapter.select(index)
     tensors = {}
-    for name, f in baked_factors(one, adapter.scale * float(strength), dtype).items():
+    for name, f in baked_factors(one, float(strength), dtype).items():
         if f.A.dim() != 2:
             raise HywuError(f"Target {name!r} has an expert axis; PEFT directories hold plain matrices only.")
         tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = f.A

@@ -65,6 +65,26 @@ def test_every_lora_of_a_batch_becomes_a_file_of_its_own(server):
     assert all(torch.equal(third[n][i], second[n][i]) for n in third for i in (0, 1))
 
 
+def test_a_batch_is_saved_as_a_whole_or_not_at_all(server):
+    graph = EditGraph()
+    adapter, _ = graph.adapter()
+    large = adapter
+    for _ in range(8):
+        large = graph.add("HYWU_CombineAdapters", adapter_a=large, operation="scale", amount=10.0, max_rank=0)
+    both = graph.add(
+        "HYWU_CombineAdapters",
+        adapter_a=adapter,
+        adapter_b=large,
+        operation="batch",
+        amount=1.0,
+        max_rank=0,
+    )
+    graph.save(both, "whole/x", index=-1, dtype="float16", strength=2.0)
+    with pytest.raises(Refused, match="LoRA 1: At strength 2 the LoRA has values beyond what float16 can"):
+        server.run(graph.nodes)
+    assert not list(server.folder("models", "loras").glob("whole*"))
+
+
 def test_the_output_folder_and_peft_folders(server):
     (name,) = saved(server, "hywu/x", destination="output", format="PEFT folder")
     assert name == "hywu/x_00001_"

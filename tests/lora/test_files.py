@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from hywu_core import storage
 from hywu_core.errors import HywuError
 from hywu_core.lora import Adapter, load_adapter, save_adapter, save_peft
+from hywu_core.lora.files import check_saving
 
 from .test_keys import CONTAINERS
 
@@ -306,10 +307,38 @@ def test_a_nan_adapter_is_neither_written_nor_read(tmp_path, value):
 
 
 def test_numbers_that_overflow_the_dtype_of_the_file_are_refused(tmp_path):
-    adapter = adapter_of().map(lambda t: t * 1e6)
-    with pytest.raises(HywuError, match="infinite"):
-        save_adapter(adapter, tmp_path / "x.safetensors", dtype=torch.float16)
+    adapter = adapter_of()
+    large = adapter.map(lambda t: t * 1e6)
+    with pytest.raises(
+        HywuError, match=r"values beyond what float16 can hold; choose bfloat16 or float32\.$"
+    ):
+        save_adapter(large, tmp_path / "x.safetensors", dtype=torch.float16)
+    for save in (save_adapter, save_peft):
+        with pytest.raises(HywuError) as refused:
+            save(adapter, tmp_path / "x", strength=1e6, dtype=torch.float16)
+        assert str(refused.value) == (
+            "At strength 1e+06 the LoRA has values beyond what float16 can hold; choose bfloat16 or float32, "
+            "or lower the strength."
+        )
+    with pytest.raises(HywuError, match=r"At strength 1e.39 .* what float32 can hold; lower the strength"):
+        save_adapter(adapter, tmp_path / "x.safetensors", strength=1e39)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_is_checked_as_it_will_be_written_before_any_of_it_is():
+    adapter = adapter_of()
+    check_saving(adapter, 2.0, torch.float16)
+    adapter[FLUX_NAMES[1]][1][1] = 6e4  # times the scale 0.5 it is one of float16's
+    check_saving(adapter, 2.0, torch.float16)
+    with pytest.raises(HywuError, match="LoRA 1: At strength -4 the LoRA has values beyond what float16"):
+        check_saving(adapter, -4.0, torch.float16)
+    check_saving(adapter, -4.0)
+    check_saving(adapter, -4.0, torch.float16, key_format="native")  # keeps the strength beside
+    with pytest.raises(HywuError, match="LoRA 1: At strength -4"):
+        check_saving(adapter, -4.0, torch.float16, key_format=None)
+    adapter[FLUX_NAMES[0]][0][1] = math.nan
+    with pytest.raises(HywuError, match="LoRA 1: The adapter has NaN"):
+        check_saving(adapter)
 
 
 def test_only_the_other_adapters_of_a_batch_may_be_broken(tmp_path):

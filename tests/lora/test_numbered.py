@@ -9,7 +9,7 @@ import pytest
 
 from hywu_core import storage
 from hywu_core.errors import HywuError
-from hywu_core.lora.numbered import save_numbered
+from hywu_core.lora.numbered import save_all_numbered, save_numbered
 from hywu_core.storage import AlreadyThereError, atomic_folder, atomic_path
 
 
@@ -124,6 +124,21 @@ def test_a_new_folder_never_replaces_anything_and_is_whole_or_absent(tmp_path):
         with pytest.raises(AlreadyThereError), atomic_folder(taken) as temporary:
             (temporary / "other").touch()
     assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["x", "x/whole"]
+
+
+def test_of_several_files_all_are_written_or_none(tmp_path):
+    def folder(path):
+        with atomic_folder(path) as temporary:
+            (temporary / "whole").touch()
+
+    def full(path):
+        raise HywuError("No space left.")
+
+    names = [p.name for p in save_all_numbered(tmp_path, "a", "", [write("x"), folder])]
+    assert names == ["a_00001_", "a_00002_"]
+    with pytest.raises(HywuError, match="No space left"):
+        save_all_numbered(tmp_path, "a", "", [write("x"), folder, full, write("never")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 SAVER = """

@@ -27,7 +27,7 @@ from .checks import require_finite, require_same_tensors
 from .config import GeneratorConfig
 from .model import ParameterGenerator
 from .quantize import Weights, quantization_of, quantize_generator, require_kind, stored_exactly
-from .release import load_release
+from .release import buildable, load_release
 
 FORMAT_VERSION = 1
 QUANTIZED_VERSION = 2  # of the files that format 1's readers cannot read; all others stay readable to them
@@ -106,8 +106,7 @@ def load_generator(
         return load_release(path, device, dtype, quantize)
     with open_safetensors(path) as file:
         fields = _read_fields(path, file.metadata() or {})
-        with torch.device("meta"):
-            generator = _build(path, fields)
+        generator = _build(path, fields)
         kind = _read_kind(path, file.metadata())
         if kind is not None:
             if quantize not in (None, kind):
@@ -154,7 +153,7 @@ def _read_fields(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str,
     for name in _FIELDS:
         try:
             fields[name] = json.loads(metadata[f"hywu.{name}"])
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, RecursionError) as error:
             raise HywuError(
                 f"{path} has a damaged header: 'hywu.{name}' is missing or is not JSON."
             ) from error
@@ -176,9 +175,8 @@ def _read_kind(path: Path, metadata: Mapping[str, str]) -> str | None:
 
 
 def _build(path: Path, fields: Mapping[str, dict[str, Any]]) -> ParameterGenerator:
-    try:
+    """The generator of a header, without memory for its weights."""
+    with buildable(path), torch.device("meta"):
         config = GeneratorConfig.from_dict(fields["config"])
         layout = TokenLayout(**fields["layout"])
         return ParameterGenerator(config, LoraSpec.from_dict(fields["spec"]), layout)
-    except (HywuError, TypeError) as error:
-        raise HywuError(f"{path} describes a generator that cannot be built: {error}") from error

@@ -12,7 +12,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -74,6 +75,17 @@ def is_release(folder: str | os.PathLike[str]) -> bool:
         return False
 
 
+@contextmanager
+def buildable(path: Path) -> Iterator[None]:
+    """HywuError naming the file for whatever building a generator from its description raises."""
+    try:
+        yield
+    # Sizes that torch cannot have are its TypeError or RuntimeError, with the calls that led to it below.
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise HywuError(f"{path} describes a generator that cannot be built: {reason}") from error
+
+
 def load_release(
     folder: str | os.PathLike[str],
     device: torch.device | str | None = None,
@@ -93,12 +105,8 @@ def load_release(
     """
     folder = Path(folder)
     values = _read_json(folder / CONFIG)
-    try:
-        description = read_config(values)
-        with torch.device("meta"):
-            generator = ParameterGenerator(*description)
-    except HywuError as error:
-        raise HywuError(f"{folder / CONFIG} describes a generator that cannot be built: {error}") from error
+    with buildable(folder / CONFIG), torch.device("meta"):
+        generator = ParameterGenerator(*read_config(values))
     slots = _slots(generator)
     shards, dtype = _read_shards(folder, {name: slot.shape for name, slot in slots.items()}, dtype)
 

@@ -9,6 +9,7 @@ needs no model to be used.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -118,7 +119,7 @@ class LoraSpec:
         object.__setattr__(self, "bands", tuple(self.bands))
         if self.rank < 1:
             raise HywuError(f"The LoRA rank is {self.rank}; it must be at least 1.")
-        if not 0 < self.alpha < float("inf"):
+        if not 0 < self.alpha <= sys.float_info.max:  # a whole number may be larger than that
             raise HywuError(f"The LoRA alpha is {self.alpha}; it must be positive and finite.")
         if not self.bands:
             raise HywuError("A LoRA spec needs at least one band of layers; this one has none.")
@@ -229,7 +230,7 @@ class LoraSpec:
             return cls(bands, int(data["rank"]), float(data["alpha"]))
         except HywuError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise HywuError(f"This is not a LoRA spec: {error!r} while reading its fields.") from error
 
     def describe(self) -> str:

@@ -1,5 +1,8 @@
 import errno
 import json
+import math
+from functools import reduce
+from operator import getitem
 
 import pytest
 import torch
@@ -123,6 +126,40 @@ def test_damaged_header(path, field, value):
 def test_impossible_description(path, field, value):
     rewrite(path, **{f"hywu.{field}": json.dumps(value)})
     with pytest.raises(HywuError, match=r"g\.safetensors describes a generator that cannot be built: "):
+        load_generator(path)
+
+
+HUGE = {  # a field of the header, the keys to a number in it, and what that cannot be
+    "an infinite rank": ("spec", ("rank",), math.inf),
+    "an infinite layer": ("spec", ("bands", 0, "layers", 0), math.inf),
+    "an infinite segment": ("layout", ("segment",), math.inf),
+    "a segment that is no number": ("layout", ("segment",), math.nan),
+    "an alpha beyond all floats": ("spec", ("alpha",), 10**400),
+    "a rank beyond all tensors": ("spec", ("rank",), 10**30),
+    "dims beyond all tensors": ("spec", ("bands", 0, "modules", 0, "d_in"), 2**70),
+    "a width beyond all tensors": ("config", ("d_model",), 2**40),
+    "a condition beyond all tensors": ("config", ("condition_dim",), 2**62),
+    "an inner width beyond all tensors": ("config", ("mlp_ratio",), 1e300),
+    "a segment beyond all tensors": ("layout", ("segment",), 2**62),
+}
+
+
+@pytest.mark.parametrize("case", HUGE)
+def test_numbers_that_nothing_can_have_are_one_sentence(path, case):
+    field, keys, number = HUGE[case]
+    with safe_open(path, framework="pt") as file:
+        values = json.loads(file.metadata()[f"hywu.{field}"])
+    *outer, last = keys
+    reduce(getitem, outer, values)[last] = number
+    rewrite(path, **{f"hywu.{field}": json.dumps(values)})
+    with pytest.raises(HywuError, match=r"g\.safetensors describes a generator that .*: .") as refusal:
+        load_generator(path)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_a_header_nested_beyond_reading_is_damaged(path):
+    rewrite(path, **{"hywu.provenance": "[" * 100_000})
+    with pytest.raises(HywuError, match=r"g\.safetensors has a damaged header: 'hywu\.provenance'"):
         load_generator(path)
 
 

@@ -48,6 +48,7 @@ def cut(name):
         (put("rank", 3), "accumulation 2 does not divide the rank 3"),
         (put("alpha", "16"), "alpha is '16'"),
         (put("alpha", -1), "alpha is -1"),
+        (put("alpha", 10**400), "alpha is 10"),
         (put("prefix", None), "prefix is None"),
         (put("output_dim", 9), "output_dim is 9 and token_dim 8"),
         (put("head_dim", 7), "d_model 16 is no multiple of head_dim 7"),
@@ -65,6 +66,21 @@ def test_a_config_that_cannot_be(release, change, complaint):
     match = rf"config\.json describes a generator that cannot be built: .*{complaint}"
     with pytest.raises(HywuError, match=match):
         load_generator(release)
+
+
+def test_sizes_that_are_too_large_only_together(release):
+    most = 2**20
+    dims = {"lora_A_dim": most, "lora_B_dim": most}
+    edit_json(
+        release / "config.json",
+        lambda values: values.update(
+            {"token_dim": 1, "output_dim": 1, "rank": most, "d_model": most, "dim_accumulation": 1}
+            | {"pg_mapping": {"x": {"type": "grouped", "num_experts": most, "sub_weights": {"y": dims}}}}
+        ),
+    )
+    with pytest.raises(HywuError, match=r"config\.json describes a generator that .*: .") as refusal:
+        load_generator(release)
+    assert len(str(refusal.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ class Arrangement:
     checkpointing: bool = True
 
     def __post_init__(self) -> None:
-        require_positive(self, "gpus", "accumulate", "shard", "sequence", "backbone_sequence")
+        require_positive(self, "gpus", "batch_size", "accumulate", "shard", "sequence", "backbone_sequence")
         for name, choices in (("weights", ("fp32", "bf16")), ("backbone", tuple(BACKBONE_BYTES))):
             if getattr(self, name) not in choices:
                 raise HywuError(f"{name} is '{getattr(self, name)}'; choose from {', '.join(choices)}.")

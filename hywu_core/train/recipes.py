@@ -205,7 +205,10 @@ def names() -> tuple[str, ...]:
 
 
 def configure(chosen: Recipe, overrides: Settings) -> tuple[TrainConfig, Settings]:
-    """Split overrides between the common settings and the recipe's own; strings become the default's type."""
+    """Split overrides between the common settings and the recipe's own; strings become the default's type.
+
+    HywuError for a setting that the recipe does not have, and for a value of no sense.
+    """
     common = {field.name for field in fields(TrainConfig)}
     config, settings = {}, dict(chosen.settings)
     for name, value in overrides.items():
@@ -216,7 +219,14 @@ def configure(chosen: Recipe, overrides: Settings) -> tuple[TrainConfig, Setting
         else:
             known = ", ".join(sorted(common | settings.keys()))
             raise HywuError(f"The recipe '{chosen.name}' has no setting '{name}'; it has {known}.")
+    for name, least in _LEAST.items():
+        if settings.get(name, least) < least:
+            raise HywuError(f"{name} is {settings[name]}; it must be at least {least}.")
     return replace(chosen.defaults, **config), settings
+
+
+# What recipes share of their own settings, and reckon with before a task is made.
+_LEAST = {"noise_levels": 1}
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:

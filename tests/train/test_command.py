@@ -222,6 +222,7 @@ WRONG = {
     "processes that are not there": (("--replicate", "2"), "replicate 2 .* cannot be 1 process;"),
     "an arrangement of nothing": (("--sequence", "0"), "sequence is 0"),
     "a batch of one and a half edits": (("--batch-size", "3"), "dealt out to 2 noise levels; take a multi"),
+    "no noise levels": (("--set", "noise_levels=0"), "noise_levels is 0; it must be at least 1"),
     "another recipe": (
         ("--resume", "unfinished", "--recipe", "embedded_text"),
         "'embedded_demo', not of 'emb",

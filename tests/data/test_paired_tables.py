@@ -1,6 +1,7 @@
 """Tables as Hugging Face `datasets` writes them: the same samples and the same pixels come back."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -66,6 +67,23 @@ def test_parquet_of_several_row_groups(written, tmp_path):
     data = PairedDataset.load(path)
     assert [seen(data[i].target) for i in (4, 0, 3, 1, 2)] == [colour(i) for i in (4, 0, 3, 1, 2)]
     assert len({FileHashes().of(sample.target) for sample in data}) == 5
+
+
+def test_hashes_of_cells_are_remembered_until_their_table_is_touched(written, tmp_path, monkeypatch):
+    monkeypatch.setattr("hywu_core.data.paired.file_hashes._SETTLED_NS", -(10**12))  # the table is new
+    path, memory = tmp_path / "train.parquet", tmp_path / "memory"
+    written.to_parquet(path)
+    pictures = [sample.target for sample in PairedDataset.load(path)]
+    first = FileHashes(memory)
+    known = [first.of(picture) for picture in pictures]
+    first.save()
+    assert len(set(known)) == 5
+    monkeypatch.delattr("hywu_core.data.paired.pictures.Picture.read")
+    again = FileHashes(memory)
+    assert [again.of(picture) for picture in pictures] == known
+    os.utime(path, ns=(10**18, 10**18))
+    with pytest.raises(AttributeError, match="read"):
+        again.of(pictures[0])
 
 
 def test_a_row_group_is_decoded_once_however_many_images_an_edit_has(tmp_path, monkeypatch):

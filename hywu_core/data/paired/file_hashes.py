@@ -1,4 +1,4 @@
-"""Hashes of image files, remembered between runs: a file is read again only when it was touched.
+"""Hashes of images, remembered between runs: a file or a table's cell is read again only when it was touched.
 
 Like git's index: a file is known by its path, length and times; one that changed within the last seconds is
 not remembered, because a second change could leave those as they are.
@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from ...errors import HywuError
@@ -29,7 +30,7 @@ def _state_of(path: str) -> list[int]:
 
 
 class FileHashes:
-    """SHA-256 of pictures; `save` keeps those of files in `folder` for the next run.
+    """SHA-256 of pictures; `save` keeps them in `folder` for the next run.
 
     Every process writes a file of its own, and reads all: no locks, and none is needed.
     """
@@ -37,7 +38,7 @@ class FileHashes:
     def __init__(self, folder: str | Path | None = None) -> None:
         """Load what earlier runs remembered; without a folder nothing is kept."""
         self._folder = None if folder is None else Path(folder)
-        self._known: dict[str, list] = {}  # path: [size, mtime, ctime, hash]
+        self._known: dict[str, list] = {}  # path or cell: [size, mtime, ctime, hash]
         self._new = False
         self._read: list[Path] = []
         if self._folder is not None:
@@ -45,15 +46,14 @@ class FileHashes:
 
     def of(self, picture: Picture) -> str:
         """The hash of a picture's file, or of the bytes of a table's cell. HywuError if it cannot be read."""
-        if picture.row >= 0:
-            return hashlib.sha256(picture.read()).hexdigest()
         path = os.path.abspath(picture.path)
+        name = replace(picture, path=path).to_text()  # the path itself, but of a cell
         try:
             state = _state_of(path)
-            known = self._known.get(path)
+            known = self._known.get(name)
             if known is not None and known[:3] == state:
                 return known[3]
-            found = file_sha256(path)
+            found = file_sha256(path) if picture.row < 0 else hashlib.sha256(picture.read()).hexdigest()
             if _state_of(path) != state:
                 raise HywuError(f"{path} was changed while it was read; start again when it is finished.")
         except FileNotFoundError as error:
@@ -61,7 +61,7 @@ class FileHashes:
         except OSError as error:
             raise HywuError(f"The image {path} cannot be read: {error.strerror or error}.") from error
         if time.time_ns() - max(state[1:]) > _SETTLED_NS:
-            self._known[path] = [*state, found]
+            self._known[name] = [*state, found]
             self._new = True
         return found
 

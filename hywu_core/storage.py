@@ -166,16 +166,26 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def path_inside(folder: str | os.PathLike[str], name: str) -> Path:
-    """`folder / name`, where `name` may have subfolders but must stay in the folder, also through links.
+def path_inside(folder: str | os.PathLike[str], name: str, follow_links: bool = False) -> Path:
+    """`folder / name`, where `name` may have subfolders but must stay in the folder.
+
+    follow_links: where the user's own links inside the folder lead is up to the user; no name leaves it by
+        itself. Otherwise a link that leads out is refused too.
 
     Raises `HywuError` for an empty name, an absolute one, and one that climbs out.
     """
     folder = Path(folder).resolve()
-    try:
-        path = (folder / name.strip()).resolve()
-    except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
-        path = folder
-    if path == folder or not path.is_relative_to(folder):
+    path = Path(os.path.normpath(folder / name.strip()))
+    if "\0" in name or path == folder or not path.is_relative_to(folder):
         raise HywuError(f"{name!r} is not a file name inside {folder}; give a relative path without '..'.")
-    return path
+    if follow_links:
+        return path
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):  # a loop of links
+        real = folder
+    if real == folder or not real.is_relative_to(folder):
+        steps = [step for step in (*path.parents, path) if step.is_relative_to(folder) and step != folder]
+        link = next((step for step in steps if step.is_symlink()), path)
+        raise HywuError(f"{name!r} is not a file name inside {folder}: the link {link} leads out of it.")
+    return real

@@ -1,10 +1,15 @@
+import contextlib
+
+import os
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from hywu_core.errors import HywuError
-from hywu_core.storage import atomic_path, open_safetensors, path_inside, write_safetensors
+from hywu_core.storage import atomic_folder, atomic_path, open_safetensors, path_inside, write_safetensors
 
 
 def test_the_file_appears_only_when_the_block_ends_well(tmp_path):
@@ -39,6 +44,40 @@ def test_operating_system_errors_become_one_sentence(tmp_path):
     with pytest.raises(HywuError, match="Could not write"), atomic_path(tmp_path / "x"):
         pass  # nothing was written, so there is nothing to rename
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError, SafetensorError, KeyboardInterrupt])
+def test_a_folder_is_replaced_whole_or_stays(tmp_path, error, monkeypatch):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def write(*, fails=False):
+        with atomic_folder(folder, new=False) as temporary:
+            (temporary / "new").touch()
+            if fails:
+                raise error("no space left")
+
+    def names():
+        return [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))]
+
+    expected = KeyboardInterrupt if error is KeyboardInterrupt else HywuError
+    with pytest.raises(expected, match="no space left"):
+        write(fails=True)
+    assert names() == ["x", "x/old"]
+    rename = os.rename
+
+    def interrupted(one, other):
+        if str(one).endswith(".tmp"):
+            raise error("no space left")
+        rename(one, other)
+
+    with monkeypatch.context() as patch, pytest.raises(expected, match="no space left"):
+        patch.setattr(os, "rename", interrupted)
+        write()
+    assert names() == ["x", "x/old"]
+    write()
+    assert names() == ["x", "x/new"]
 
 
 def test_tensors_and_metadata_round_trip(tmp_path):
@@ -116,15 +155,29 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
         (folder / "out").symlink_to(tmp_path)
     except OSError:
         pytest.skip("no symbolic links here")
-    with pytest.raises(HywuError, match="inside"):
-        path_inside(folder, "out/x")
+    for name in ("out/x", "out", "sub/../out/x"):
+        with pytest.raises(HywuError, match=r"inside .*: the link .*out leads out of it"):
+            path_inside(folder, name)
+
+
+def test_a_link_in_the_folder_is_followed_where_that_is_asked_for(tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    try:
+        (folder / "out").symlink_to(tmp_path)
+    except OSError:
+        pytest.skip("no symbolic links here")
+    inside = folder.resolve()
+    assert path_inside(folder, "out/x", follow_links=True) == inside / "out" / "x"
+    assert path_inside(folder, "out/../x", follow_links=True) == inside / "x"
+    for name in ("out/../../x", str(tmp_path / "x"), "out/..", "out/x\0y"):
+        with pytest.raises(HywuError, match="is not a file name inside"):
+            path_inside(folder, name, follow_links=True)
 
 
 @given(st.lists(st.sampled_from(["..", ".", "a", "b", ""]), max_size=6).map("/".join))
 def test_no_path_of_any_dots_gets_out(tmp_path_factory, name):
     folder = tmp_path_factory.getbasetemp()
-    try:
-        path = path_inside(folder, name)
-    except HywuError:
-        return
-    assert folder.resolve() in path.parents
+    for follow_links in (False, True):
+        with contextlib.suppress(HywuError):
+            assert folder.resolve() in path_inside(folder, name, follow_links).parents

@@ -34,7 +34,8 @@ def save_numbered(
 ) -> Path:
     """Let `write` make the file or folder `folder/prefix_NNNNN_suffix` with the next free number; its path.
 
-    prefix: may have subfolders, which are made, and %year%, %month%, %day%, %hour%, %minute%, %second%.
+    prefix: may have subfolders, which are made, and %year%, %month%, %day%, %hour%, %minute%, %second%. One
+        that is a link is followed: whoever put it into the folder wants the files there.
     write: gets the path and raises `AlreadyThereError` if it is taken (see `storage.atomic_path`).
 
     Raises `HywuError` for a prefix that is empty, leads out of the folder, or has what Windows refuses.
@@ -82,7 +83,7 @@ def _stem(folder: str | os.PathLike[str], prefix: str) -> Path:
             f"The name {prefix!r} has the characters {' '.join(map(repr, bad))}, which Windows refuses in "
             "file names; leave them out."
         )
-    stem = path_inside(folder, name)
+    stem = path_inside(folder, name, follow_links=True)
     for part in name.split("/")[:-1]:
         if part.split(".")[0].lower() in _DEVICES or (part not in ("", ".", "..") and part[-1] in ". "):
             raise HywuError(

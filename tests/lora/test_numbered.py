@@ -61,14 +61,19 @@ def test_names_never_leave_their_folder(tmp_path, prefix):
     assert [path.name for path in tmp_path.rglob("*")] == ["loras"]
 
 
-def test_a_link_does_not_lead_out_either(tmp_path):
+def test_a_link_to_another_disk_is_followed_and_not_left_by_dots(tmp_path):
     (tmp_path / "loras").mkdir()
+    (tmp_path / "other").mkdir()
     try:
-        (tmp_path / "loras" / "out").symlink_to(tmp_path, target_is_directory=True)
+        (tmp_path / "loras" / "out").symlink_to(tmp_path / "other", target_is_directory=True)
     except OSError:
         pytest.skip("no links here")
-    with pytest.raises(HywuError, match="not a file name inside"):
-        save(tmp_path / "loras", "out/x")
+    assert [save(tmp_path / "loras", "out/x") for _ in range(2)] == ["out/x_00001_.txt", "out/x_00002_.txt"]
+    assert save(tmp_path / "loras", "out/new/x") == "out/new/x_00001_.txt"
+    assert (tmp_path / "other" / "new" / "x_00001_.txt").is_file()
+    for prefix in ("out/../../x", "out/../../other/x"):
+        with pytest.raises(HywuError, match="not a file name inside"):
+            save(tmp_path / "loras", prefix)
 
 
 @pytest.mark.parametrize("prefix", ["what?", "a:b", "C:/x", 'say "x"', "a<b", "a|b", "a*", "new\nline"])

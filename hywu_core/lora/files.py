@@ -7,6 +7,7 @@ scale beside the factors.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import reduce
@@ -54,7 +55,7 @@ def save_adapter(
     key_format = resolve_format(key_format, adapter, adapter.provenance.get("key_format"))
     one = adapter.select(index)
     beside = adapter.scale * float(strength) if key_format == "native" else 1.0
-    factors = baked_factors(one, _baked(strength, key_format), dtype)
+    factors = baked_factors(one, _baked(adapter, strength, key_format), dtype)
     header = header_of(one, path.stem, strength, key_format, beside, include_prompt)
     write_safetensors(path, to_file(factors, key_format), header | dict(metadata or {}), new=new)
     return path
@@ -76,14 +77,18 @@ def check_saving(
         key_format = resolve_format(key_format, adapter, adapter.provenance.get("key_format"))
     for index in range(adapter.batch):
         try:
-            baked_factors(adapter.select(index), _baked(strength, key_format), dtype)
+            baked_factors(adapter.select(index), _baked(adapter, strength, key_format), dtype)
         except HywuError as error:
             raise HywuError(f"LoRA {index}: {error}") from error
 
 
-def _baked(strength: float, key_format: KeyFormat | None) -> float | None:
-    """The strength that goes into B; None where scale and strength stay beside it."""
-    return None if key_format == "native" else float(strength)
+def _baked(adapter: Adapter, strength: float, key_format: KeyFormat | None) -> float | None:
+    """The strength that goes into B; None where scale and strength stay beside it, which must be finite."""
+    if key_format != "native":
+        return float(strength)
+    if not math.isfinite(adapter.scale * strength):
+        raise HywuError(f"The LoRA's scale {adapter.scale:g} at strength {strength:g} is not finite.")
+    return None
 
 
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:

@@ -341,6 +341,19 @@ def test_a_batch_is_checked_as_it_will_be_written_before_any_of_it_is():
         check_saving(adapter)
 
 
+@pytest.mark.parametrize("key_format", ["auto", "native"])
+@pytest.mark.parametrize(("scale", "strength"), [(0.5, math.nan), (0.5, -math.inf), (1e200, 1e200)])
+def test_a_strength_that_is_not_finite_is_refused_before_anything_is_written(
+    tmp_path, key_format, scale, strength
+):
+    adapter = adapter_of(RELEASE_NAMES if key_format == "native" else FLUX_NAMES, scale=scale)
+    with pytest.raises(HywuError, match=rf"strength {strength:g}".replace("+", r"\+")):
+        save_adapter(adapter, tmp_path / "x.safetensors", strength=strength, key_format=key_format)
+    with pytest.raises(HywuError, match=rf"LoRA 0: .*strength {strength:g}".replace("+", r"\+")):
+        check_saving(adapter, strength, key_format=key_format)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_only_the_other_adapters_of_a_batch_may_be_broken(tmp_path):
     adapter = adapter_of()
     adapter[FLUX_NAMES[0]][0][1] = math.nan

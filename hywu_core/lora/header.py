@@ -41,7 +41,7 @@ def header_of(
     header = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.title": title,
+        "modelspec.title": title.encode(errors="replace").decode(),  # a file name may have bytes of no text
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "modelspec.implementation": "hywu",
         "ss_network_module": "networks.lora",

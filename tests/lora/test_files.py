@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import os
+import sys
 from datetime import datetime
 
 import pytest
@@ -97,6 +98,14 @@ def test_the_header_says_what_it_is_and_where_it_comes_from(tmp_path):
     assert header["ss_tag"] == "y"
     assert header["hywu.generator_sha256"] == "ab"
     assert load_adapter(path).provenance["base"] == "flux-x"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are text on this system")
+@pytest.mark.parametrize("save", [save_adapter, save_peft])
+def test_a_name_with_bytes_of_no_text_is_a_title_without_them(tmp_path, save):
+    path = save(adapter_of(), tmp_path / "old\udcff").rename(tmp_path / "old")  # which safetensors can open
+    with safe_open(path if path.is_file() else path / "adapter_model.safetensors", framework="pt") as file:
+        assert file.metadata()["modelspec.title"] == "old?"
 
 
 def test_a_lora_of_longcat_does_not_pass_for_one_of_flux(tmp_path):

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..errors import HywuError
-from ..storage import AlreadyThereError, path_inside
+from ..storage import AlreadyThereError, made_folder, path_inside
 
 _REFUSED = '<>:"|?*'  # by Windows; a file saved on another system may be copied there
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
@@ -35,31 +35,32 @@ def save_numbered(
     """Let `write` make the file or folder `folder/prefix_NNNNN_suffix` with the next free number; its path.
 
     prefix: may have subfolders, which are made, and %year%, %month%, %day%, %hour%, %minute%, %second%. One
-        that is a link is followed: whoever put it into the folder wants the files there.
+        that is a link is followed: whoever put it into the folder wants the files there. Those made for a
+        save that fails go again while they are empty.
     write: gets the path and raises `AlreadyThereError` if it is taken (see `storage.atomic_path`).
 
     Raises `HywuError` for a prefix that is empty, leads out of the folder, or has what Windows refuses.
     """
     stem = _stem(folder, prefix)
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        number = _highest(stem) + 1
-    except OSError as error:
-        raise HywuError(f"Could not make the folder {stem.parent}: {error}.") from error
-    while True:
-        path = stem.with_name(f"{stem.name}_{number:05}_{suffix}")
+    with made_folder(stem.parent):
         try:
-            write(path)
-            return path
-        except AlreadyThereError:
-            number += 1
+            number = _highest(stem) + 1
+        except OSError as error:
+            raise HywuError(f"Could not read the folder {stem.parent}: {error}.") from error
+        while True:
+            path = stem.with_name(f"{stem.name}_{number:05}_{suffix}")
+            try:
+                write(path)
+                return path
+            except AlreadyThereError:
+                number += 1
 
 
 def save_all_numbered(
     folder: str | os.PathLike[str], prefix: str, suffix: str, writes: Iterable[Callable[[Path], object]]
 ) -> list[Path]:
     """`save_numbered` for each of `writes`; when one fails, those written before it are removed again."""
-    with ExitStack() as undo:
+    with made_folder(_stem(folder, prefix).parent), ExitStack() as undo:
         paths = []
         for write in writes:
             paths.append(save_numbered(folder, prefix, suffix, write))

@@ -21,6 +21,10 @@ def write(text):
     return into
 
 
+def full(path):
+    raise HywuError("No space left on device")
+
+
 def save(folder, prefix, text="x"):
     return save_numbered(folder, prefix, ".txt", write(text)).relative_to(folder.resolve()).as_posix()
 
@@ -40,6 +44,23 @@ def test_subfolders_are_made_and_windows_separators_understood(tmp_path):
     assert save(tmp_path, "deep/er/a") == "deep/er/a_00001_.txt"
     assert save(tmp_path, "deep\\er\\a") == "deep/er/a_00002_.txt"
     assert save(tmp_path, "./deep//er/../a ") == "deep/a_00001_.txt"
+
+
+def test_a_failed_save_takes_back_the_empty_folders_it_made(tmp_path):
+    (tmp_path / "old").mkdir()
+
+    def not_alone(path):
+        (tmp_path / "new" / "shared").mkdir()  # by another process
+        full(path)
+
+    for prefix in ("old/x", "old/new/er/x", "new/er/x"):
+        with pytest.raises(HywuError, match="No space left"):
+            save_numbered(tmp_path, prefix, ".txt", not_alone if prefix == "new/er/x" else full)
+    with pytest.raises(HywuError, match="No space left"):
+        save_all_numbered(tmp_path, "old/all/x", ".txt", [write("first"), full])
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {
+        "old", "new", "new/shared",
+    }  # fmt: skip
 
 
 def test_the_time_can_be_part_of_the_name(tmp_path):

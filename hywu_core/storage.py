@@ -67,27 +67,39 @@ def _publish(temporary: Path, path: Path) -> None:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; when the block ends well, it becomes `path`, which must be new.
+def atomic_folder(path: str | os.PathLike[str], new: bool = True) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; when the block ends well, it is synced and becomes `path`.
 
-    Raises as `atomic_path(path, new=True)` does; of a folder that went wrong nothing is left.
+    new: never replace anything; otherwise a folder that is there is replaced with all that is in it.
+
+    Whatever goes wrong, an old folder is as it was, and of the new one nothing is left. Raises as
+    `atomic_path` does.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise HywuError(f"Cannot make {path}: the folder {path.parent} does not exist.")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{end}") for end in ("tmp", "old"))
     try:
         temporary.mkdir()
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                sync(file)
+        if not new and path.exists():
+            os.rename(path, old)
         if path.exists():
             raise FileExistsError(path)
         os.rename(temporary, path)  # refuses a folder that has anything in it, on every system
-    except OSError as error:
-        if path.exists():
+    except (OSError, safetensors.SafetensorError) as error:
+        if new and path.exists():
             raise AlreadyThereError(f"There is {path} already; it is not overwritten.") from error
         raise HywuError(f"Could not make the folder {path}: {error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.exists():
+            os.rename(old, path)
 
 
 @contextmanager

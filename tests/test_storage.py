@@ -1,5 +1,4 @@
 import contextlib
-
 import os
 
 import pytest
@@ -8,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
+from hywu_core import storage
 from hywu_core.errors import HywuError
 from hywu_core.storage import atomic_folder, atomic_path, open_safetensors, path_inside, write_safetensors
 
@@ -47,12 +47,13 @@ def test_operating_system_errors_become_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError, SafetensorError, KeyboardInterrupt])
-def test_a_folder_is_replaced_whole_or_stays(tmp_path, error, monkeypatch):
-    folder = tmp_path / "x"
+@pytest.mark.parametrize("late", [False, True])
+def test_a_folder_is_replaced_whole_or_stays(error, late, tmp_path, monkeypatch):
+    folder, rename = tmp_path / "x", os.rename
     folder.mkdir()
     (folder / "old").touch()
 
-    def write(*, fails=False):
+    def write(fails=False):
         with atomic_folder(folder, new=False) as temporary:
             (temporary / "new").touch()
             if fails:
@@ -61,21 +62,17 @@ def test_a_folder_is_replaced_whole_or_stays(tmp_path, error, monkeypatch):
     def names():
         return [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))]
 
-    expected = KeyboardInterrupt if error is KeyboardInterrupt else HywuError
-    with pytest.raises(expected, match="no space left"):
-        write(fails=True)
-    assert names() == ["x", "x/old"]
-    rename = os.rename
-
-    def interrupted(one, other):
+    def failing(one, other):
         if str(one).endswith(".tmp"):
             raise error("no space left")
         rename(one, other)
 
-    with monkeypatch.context() as patch, pytest.raises(expected, match="no space left"):
-        patch.setattr(os, "rename", interrupted)
-        write()
+    if late:  # the old folder is out of the way already
+        monkeypatch.setattr(storage.os, "rename", failing)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else HywuError, match="no space left"):
+        write(fails=not late)
     assert names() == ["x", "x/old"]
+    monkeypatch.undo()
     write()
     assert names() == ["x", "x/new"]
 

@@ -20,6 +20,7 @@ from ..backbones.inputs import EMBEDS, EditInputs
 from ..backbones.packing import count_tokens
 from ..data.paired.sampler import Batches
 from ..errors import require_positive
+from ..storage import atomic_folder
 from .adaptation import Adaptation, export
 from .adapting import AdaptingConfig, AdaptingTask, Edits
 from .encoded_edits import Encoded, EncodedEdits, Names, together
@@ -156,7 +157,8 @@ class PairedTask(AdaptingTask):
     def save(self, out: Path) -> None:
         """A generator file, LoRA files, or the fine-tuned transformer as a folder that diffusers opens."""
         if self.adaptation.kind == "sft":
-            self.transformer.save_pretrained(out / "transformer")
+            with atomic_folder(out / "transformer", new=False) as temporary:
+                self.transformer.save_pretrained(temporary)
             return
         export(
             self.adaptation,

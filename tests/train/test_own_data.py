@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hywu_core import Condition, cli, load_adapter, load_generator
 from hywu_core.backbones.registry import backbone_class
 from hywu_core.cli import command
 from hywu_core.conditions import SigLIP2Encoder
+from hywu_core.errors import HywuError
 from hywu_core.train.__main__ import main
 from hywu_core.train.encoded_edits import EncodedEdits
 from hywu_core.train.paired import PairedTask, split
@@ -146,6 +148,26 @@ def test_the_baselines_leave_what_stock_loaders_open(adaptation, files, data, tr
     if adaptation == "single_lora":
         said = {load_adapter(out / name).provenance["task"] for name in files}
         assert said == {"make it darker", "less light, please"}
+
+
+def test_a_full_disk_leaves_the_fine_tuned_backbone_of_before(models, tmp_path):
+    """The limit of a file's size stands for that of the disk: the weights do not fit, their config does."""
+    resource = pytest.importorskip("resource")
+    transformer = backbone_class("flux_kontext").load_transformer(models["flux_kontext"]).transformer
+    task = SimpleNamespace(adaptation=SimpleNamespace(kind="sft"), transformer=transformer)
+    PairedTask.save(task, tmp_path)
+    before = contents(tmp_path)
+    assert "transformer/config.json" in before
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        with pytest.raises(HywuError, match=r"Could not make the folder .*transformer: "):
+            PairedTask.save(task, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert contents(tmp_path) == before
+    PairedTask.save(task, tmp_path)
+    assert contents(tmp_path).keys() == before.keys()
 
 
 def test_a_fine_tuned_backbone_moves_by_less_than_bfloat16_can_tell(data, train, models):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from textwrap import shorten
+
 from ..errors import HywuError
 from .adapter import Adapter
 from .algebra import average, combine, interpolate, join, truncate_rank
+from .header import OF_THE_ROW
 
 OPERATIONS = ("interpolate", "add", "average", "scale", "batch")
 _NEED_TWO = {"interpolate", "add", "batch"}
+_BY_AMOUNT = {"interpolate", "add", "scale"}
+_LONGEST = 1000  # characters of what is told: it can double with every step
 
 
 def combine_adapters(
@@ -20,6 +26,7 @@ def combine_adapters(
     max_rank: 0 for the exact result, else the nearest one of at most this rank.
 
     Updates are meant, B A and not its factors; a target that only one has counts as zero in the other.
+    The provenance says what was done (`combined`). Only a batch's LoRAs are still their conditions' own.
     Raises `HywuError` for a missing b, an unknown operation, and what `algebra.combine` refuses.
     """
     if operation not in OPERATIONS:
@@ -41,7 +48,28 @@ def combine_adapters(
         result = a.scaled(amount) if operation == "scale" else join(used)
         if rank is not None and rank < result.rank:
             result = truncate_rank(result, rank)
-    return result, _report(operation, used, result)
+    report = _report(operation, used, result)
+    done = f"{operation} {amount:g}" if operation in _BY_AMOUNT else operation
+    done += f", max_rank {max_rank}" if max_rank else ""
+    return _told(result, done, used, own_conditions=operation == "batch"), report
+
+
+def _told(result: Adapter, done: str, used: list[Adapter], own_conditions: bool) -> Adapter:
+    """The result with what was done in its provenance, after what had been done before."""
+    before = [adapter.provenance.get("combined") for adapter in used]
+    if done == "batch" and len(set(before)) == 1:  # as they were
+        return result
+    if any(before):
+        done += " of " + " and ".join(f"({words or 'one as it was'})" for words in before)
+    rows, provenance = result.rows, dict(result.provenance)
+    if not own_conditions:
+        rows, provenance = [_without_condition(row) for row in rows], _without_condition(provenance)
+    told = {**provenance, "combined": shorten(done, _LONGEST, placeholder=" ...")}
+    return Adapter(result, result.scale, told, rows if any(rows) else ())
+
+
+def _without_condition(told: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in told.items() if key not in OF_THE_ROW}
 
 
 def _report(operation: str, used: list[Adapter], result: Adapter) -> list[str]:

@@ -20,7 +20,7 @@ _PREFIX = "hywu."
 _PROMPT = "prompt"
 # What describes the file and not the adapter in it; on loading it is read, on saving written anew.
 _OF_THE_FILE = ("format_version", "scale")
-_OF_THE_ROW = ("condition_sha256", _PROMPT)  # what the adapters of one batch may have different ones of
+OF_THE_ROW = ("condition_sha256", _PROMPT)  # what the adapters of one batch may have different ones of
 
 
 def header_of(
@@ -75,7 +75,7 @@ def provenance_in(told: Mapping[str, str]) -> dict[str, str]:
 def parted(told: Mapping[str, str]) -> tuple[dict[str, str], list[dict[str, str]]]:
     """A header's entries as an adapter's provenance and its one row."""
     kept = provenance_in(told)
-    row = {key: kept.pop(key) for key in _OF_THE_ROW if key in kept}
+    row = {key: kept.pop(key) for key in OF_THE_ROW if key in kept}
     return kept, [row] if row else []
 
 

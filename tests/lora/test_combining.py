@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hywu_core.errors import HywuError
-from hywu_core.lora import Adapter
+from hywu_core.lora import Adapter, load_adapter, save_adapter
 from hywu_core.lora.algebra import join
 from hywu_core.lora.combining import combine_adapters
 
@@ -119,9 +119,30 @@ def test_what_both_agree_on_is_kept_and_the_rest_is_not_claimed():
     pair = (torch.ones(1, 2, 3), torch.ones(1, 4, 2))
     a = Adapter({"x": pair}, provenance={"base": "m", "condition_sha256": "1"})
     b = Adapter({"x": pair}, provenance={"base": "m", "condition_sha256": "2"})
-    for operation in ("interpolate", "add", "average", "batch"):
-        assert dict(combine_adapters(operation, a, b)[0].provenance) == {"base": "m"}
-    assert combine_adapters("scale", a)[0].provenance["condition_sha256"] == "1"
+    told = {"interpolate": "interpolate 0.5", "add": "add 0.5", "average": "average", "scale": "scale 0.5"}
+    for operation, words in told.items():
+        assert dict(combine_adapters(operation, a, b)[0].provenance) == {"base": "m", "combined": words}
+    assert dict(combine_adapters("batch", a, b)[0].provenance) == {"base": "m"}
+
+
+def test_the_file_of_a_combined_lora_says_how_it_came_about(tmp_path):
+    pair = (torch.randn(1, 2, 3), torch.randn(1, 4, 2))
+    a = Adapter({"x": pair}, provenance={"base": "m"}, rows=[{"condition_sha256": "1", "prompt": "p"}])
+    scaled, _ = combine_adapters("scale", a, amount=-0.5, max_rank=1)
+    loaded = load_adapter(save_adapter(scaled, tmp_path / "x.safetensors", include_prompt=True))
+    assert (loaded.provenance["base"], loaded.provenance["combined"]) == ("m", "scale -0.5, max_rank 1")
+    assert loaded.rows == ()
+    again, _ = combine_adapters("add", loaded, a, 2.0)
+    assert again.provenance["combined"] == "add 2 of (scale -0.5, max_rank 1) and (one as it was)"
+    both, _ = combine_adapters("batch", loaded, a)
+    assert both.provenance["combined"] == "batch of (scale -0.5, max_rank 1) and (one as it was)"
+    assert [dict(row) for row in both.rows] == [{}, dict(a.rows[0])]
+    for _ in range(12):
+        again, _ = combine_adapters("add", again, again, max_rank=1)
+    assert len(again.provenance["combined"]) <= 1000
+    joined, _ = combine_adapters("batch", scaled, scaled)
+    assert joined.provenance["combined"] == "scale -0.5, max_rank 1"
+    assert combine_adapters("batch", a, a, max_rank=1)[0].provenance["combined"] == "batch, max_rank 1"
 
 
 def test_what_is_known_of_each_lora_goes_with_it():
@@ -133,9 +154,10 @@ def test_what_is_known_of_each_lora_goes_with_it():
     assert [dict(row) for row in combine_adapters("batch", b, a)[0].rows] == [
         dict(a.rows[i]) for i in (0, 0, 1)
     ]
-    assert [dict(row) for row in combine_adapters("add", a, b)[0].rows] == [dict(a.rows[0]), {"prompt": "p"}]
-    assert [dict(row) for row in combine_adapters("average", a)[0].rows] == [{"prompt": "p"}]
-    assert combine_adapters("scale", a)[0].rows == a.rows
+    for operation in ("interpolate", "add", "average", "scale"):  # of no condition alone
+        assert combine_adapters(operation, a, b)[0].rows == ()
+    other = Adapter(pairs, rows=[{"note": "x", "prompt": "p"}, {"prompt": "p"}])
+    assert [dict(row) for row in combine_adapters("scale", other)[0].rows] == [{"note": "x"}, {}]
     assert combine_adapters("batch", a, b, max_rank=1)[0].rows[2] == b.rows[0]
     assert combine_adapters("add", a, Adapter(pairs))[0].rows == ()
 

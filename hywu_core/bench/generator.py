@@ -8,6 +8,7 @@ an implementation does not do is not counted for it.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from .sizes import SIZES, Size, typical_products, work
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CEILING_ROWS = 4096
 _MB = 1_000_000
+_MOST_MB = sys.float_info.max / _MB  # which has a number of bytes
 
 
 def configure(parse: argparse.ArgumentParser) -> None:
@@ -64,10 +66,10 @@ def configure(parse: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; plain data."""
     require_positive(arguments, "rounds", "batch", "threads", "parity")
-    if arguments.activation_mb is not None and not arguments.activation_mb > 0:
-        raise HywuError(f"activation_mb is {arguments.activation_mb:g}; it must be positive.")
-    if not arguments.keep_start_mb >= 0:
-        raise HywuError(f"keep_start_mb is {arguments.keep_start_mb:g}; it must not be negative.")
+    if arguments.activation_mb is not None and not 0 < arguments.activation_mb <= _MOST_MB:
+        raise HywuError(f"activation_mb is {arguments.activation_mb:g}; it must be positive and finite.")
+    if not 0 <= arguments.keep_start_mb <= _MOST_MB:
+        raise HywuError(f"keep_start_mb is {arguments.keep_start_mb:g}; it must not be negative or infinite.")
     if arguments.parity is not None:
         if arguments.against is None:
             raise HywuError("--parity compares with the official code: name a copy of it with --against.")

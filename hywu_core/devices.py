@@ -15,5 +15,6 @@ def resolve_device(name: str) -> torch.device:
     try:
         torch.ones(1, device=name).item()  # "meta" has tensors, but no numbers
         return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise HywuError(f"The device '{name}' is not available here: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError, ImportError) as error:  # some devices' torch is a package apart
+        reason = str(error).partition("\n")[0]
+        raise HywuError(f"The device '{name}' is not available here: {reason}") from error

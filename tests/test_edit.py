@@ -208,6 +208,7 @@ WRONG = {
     "a seed beyond 64 bits": ((PHOTO, "darker", "--seed", 2**64), "--seed is 18446744073709551616;"),
     "strength that is no number": ((PHOTO, "darker", "--strength", "nan"), "--strength is nan"),
     "no such device": ((PHOTO, "darker", "--device", "abacus"), "'abacus' is not available"),
+    "a device that torch has no module for": ((PHOTO, "darker", "--device", "hpu"), "'hpu' is not available"),
     "a device without numbers": ((PHOTO, "darker", "--device", "meta"), "'meta' is not available"),
     "no generator": ((PHOTO, "darker", "--generator", "none.safetensors"), r"none\.safetensors"),
     "a truncated generator": ((PHOTO, "darker", "--generator", "half.safetensors"), r"half\.safetensors"),

@@ -20,7 +20,7 @@ from .conditions import Condition
 from .conditions.embedded import EmbeddedConditionEncoder, embedded_condition
 from .embedded import GENERATOR
 from .embedded.autoencoder import TinyAutoencoder
-from .embedded.sizing import WORKING_AREA, fit_image
+from .embedded.sizing import MULTIPLE, WORKING_AREA, fit_image
 from .embedded.text import EmbeddedTextEncoder, TextFeatures
 from .errors import HywuError
 from .generate import generate
@@ -130,10 +130,23 @@ class HywuPipeline:
 
     @torch.no_grad()
     def read(self, images: Tensor, instructions: Sequence[str], area: int | None = WORKING_AREA) -> Request:
-        """Encode images (B, 3, H, W) in [0, 1] and an instruction for each, once for any number of edits."""
+        """Encode images (B, 3, H, W) in [0, 1] and an instruction for each, once for any number of edits.
+
+        area: as of `edit`. Raises HywuError for images of another form, and where there is not one for each.
+        """
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise HywuError(
+                f"Got images of shape {tuple(images.shape)}; they must be (batch, 3, height, width) in RGB."
+            )
         if len(images) != len(instructions):
             raise HywuError(
                 f"Got {len(images)} images and {len(instructions)} instructions; give one for each image."
+            )
+        height, width = images.shape[-2:]
+        if area is None and (min(height, width) < 1 or height % MULTIPLE or width % MULTIPLE):
+            raise HywuError(
+                f"The images have {width} x {height} pixels; without a working size both must be multiples "
+                f"of {MULTIPLE}."
             )
         source = images.to(self.device) if area is None else fit_image(images.to(self.device), area)
         text = self.text_encoder.encode(list(instructions))

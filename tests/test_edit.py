@@ -21,6 +21,7 @@ from hywu_core.data.photos import FOLDER
 from hywu_core.edit import main
 from hywu_core.embedded import GENERATOR
 from hywu_core.embedded.sizing import fit_image, working_size
+from hywu_core.errors import HywuError
 from hywu_core.generator import save_generator
 from hywu_core.images import load_photo
 from hywu_core.pipeline import HywuPipeline
@@ -125,6 +126,19 @@ def test_the_seed_decides_the_picture(edit, tmp_path):
     a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
     assert a == b
     assert a != c
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 24, 24), (1, 3, 32, 24), (1, 3, 0, 16)])
+def test_images_taken_as_they_are_must_have_whole_tokens(pipeline, shape):
+    with pytest.raises(HywuError, match=rf"{shape[3]} x {shape[2]} pixels; .* multiples of 16"):
+        pipeline.read(torch.zeros(shape), ["darker"], area=None)
+
+
+@pytest.mark.parametrize("area", [None, 64 * 64])
+@pytest.mark.parametrize("shape", [(1, 4, 32, 32), (1, 1, 32, 32), (3, 32, 32)])
+def test_images_of_other_channels_are_a_sentence(pipeline, shape, area):
+    with pytest.raises(HywuError, match=rf"shape {re.escape(str(shape))}; they must be \(batch, 3"):
+        pipeline.read(torch.zeros(shape), ["darker"] * shape[0], area)
 
 
 def test_every_seed_of_the_sampler_node_is_one(edit, tmp_path):

@@ -32,9 +32,9 @@ def atomic_path(path: str | os.PathLike[str], new: bool = False) -> Iterator[Pat
     `AlreadyThereError` where a new file is asked for and there is one.
     """
     path = Path(path)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):  # unlike Path.is_dir, no error for a name that is too long
         raise HywuError(f"Cannot write {path}: the folder {path.parent} does not exist.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise HywuError(f"Cannot write {path}: it is a folder.")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -49,7 +49,8 @@ def atomic_path(path: str | os.PathLike[str], new: bool = False) -> Iterator[Pat
     except (OSError, safetensors.SafetensorError) as error:
         raise HywuError(f"Could not write {path}: {error}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if os.path.lexists(temporary):
+            temporary.unlink(missing_ok=True)
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -76,7 +77,7 @@ def atomic_folder(path: str | os.PathLike[str], new: bool = True) -> Iterator[Pa
     `atomic_path` does.
     """
     path = Path(path)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise HywuError(f"Cannot make {path}: the folder {path.parent} does not exist.")
     temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{end}") for end in ("tmp", "old"))
     try:
@@ -85,20 +86,20 @@ def atomic_folder(path: str | os.PathLike[str], new: bool = True) -> Iterator[Pa
         for file in temporary.rglob("*"):
             if file.is_file():
                 sync(file)
-        if not new and path.exists():
+        if not new and os.path.exists(path):
             os.rename(path, old)
-        if path.exists():
+        if os.path.exists(path):
             raise FileExistsError(path)
         os.rename(temporary, path)  # refuses a folder that has anything in it, on every system
     except (OSError, safetensors.SafetensorError) as error:
-        if new and path.exists():
+        if new and os.path.exists(path):
             raise AlreadyThereError(f"There is {path} already; it is not overwritten.") from error
         raise HywuError(f"Could not make the folder {path}: {error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if path.exists():
+        if os.path.exists(path):
             shutil.rmtree(old, ignore_errors=True)
-        elif old.exists():
+        elif os.path.exists(old):
             os.rename(old, path)
 
 
@@ -151,7 +152,7 @@ def open_safetensors(path: str | os.PathLike[str]) -> Iterator[safetensors.safe_
     Raises `HywuError` if the file is missing, truncated or not a safetensors file at all.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise HywuError(f"There is no file {path}.")
     try:
         file = safetensors.safe_open(path, framework="pt", device="cpu")

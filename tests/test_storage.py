@@ -77,6 +77,16 @@ def test_a_folder_is_replaced_whole_or_stays(error, late, tmp_path, monkeypatch)
     assert names() == ["x", "x/new"]
 
 
+@pytest.mark.parametrize("name", ["x" * 250 + ".safetensors", "x" * 255, "x" * 300 + "/x"])
+def test_a_name_that_is_too_long_is_a_sentence(tmp_path, name):
+    for write in (atomic_path, atomic_folder):
+        with pytest.raises(HywuError, match="xxx"), write(tmp_path / name) as temporary:
+            temporary.touch()
+    with pytest.raises(HywuError, match=r"no file .*xxx"), open_safetensors(tmp_path / name):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_tensors_and_metadata_round_trip(tmp_path):
     tensor = torch.randn(3)
     write_safetensors(tmp_path / "x.safetensors", {"t": tensor}, {"note": "näher"})

@@ -62,14 +62,7 @@ def norms(adapter: Adapter) -> dict[str, Tensor]:
 
 def total_norm(adapter: Adapter) -> Tensor:
     """Frobenius norm of the whole update, all targets together, (P,) float32."""
-    return torch.stack(list(norms(adapter).values())).norm(dim=0)
-
-
-@torch.no_grad()
-def _clip_factors(found: Mapping[str, Tensor], limit: float | None) -> dict[str, Tensor]:
-    if limit is None:
-        return {name: torch.ones_like(norm) for name, norm in found.items()}
-    return {name: (limit / norm).clamp(max=1) for name, norm in found.items()}  # limit / 0 is inf, clamped
+    return _whole(norms(adapter))
 
 
 def clip_norm(
@@ -77,26 +70,53 @@ def clip_norm(
 ) -> tuple[Adapter, ClipReport]:
     """Bound the update: each target's norm by `per_target` first, then the whole update's by `total`.
 
-    What is within its bounds keeps its tensors. As in gradient clipping, the factors are constants to
-    autograd. Raises `HywuError` for a bound that is not positive.
+    The bounds hold for what comes out, in its dtype. What is within them keeps its tensors. As in gradient
+    clipping, the factors are constants to autograd. Raises `HywuError` for a bound that is not positive.
     """
     for limit in (per_target, total):
         if limit is not None and not limit > 0:
             raise HywuError(f"The norm bound is {limit}; it must be positive.")
-    found = {name: norm.detach() for name, norm in norms(adapter).items()}
-    before = torch.stack(list(found.values())).norm(dim=0)
-    factors = _clip_factors(found, per_target)
-    after = torch.stack([found[name] * factors[name] for name in found]).norm(dim=0)
-    if total is not None:
-        overall = (total / after).clamp(max=1)
-        factors = {name: factor * overall for name, factor in factors.items()}
-        after = after * overall
-    clipped = (torch.stack(list(factors.values())) < 1).any(dim=1).tolist()  # one synchronisation for all
-    weights = {
-        name: (A, B * factors[name].to(B.dtype).view(-1, *[1] * (B.dim() - 1)) if smaller else B)
-        for (name, (A, B)), smaller in zip(adapter.items(), clipped, strict=True)
+    found = norms(adapter.detach())
+    factors = {name: torch.ones_like(norm) for name, norm in found.items()}
+    clipped, after, slack = adapter, found, 0.0
+    # Rounding can make it larger again. More is taken off each time, in the end all: it is done soon.
+    while (shrink := _shrink(after, per_target, total, slack)) is not None:
+        factors = {name: factor * shrink[name] for name, factor in factors.items()}
+        clipped = _times(adapter, factors)
+        after = norms(clipped.detach())
+        slack = 2 * slack or max(torch.finfo(dtype).eps for dtype in (adapter.dtype, torch.float32))
+    return clipped, ClipReport(found, factors, _whole(found), _whole(after))
+
+
+def _shrink(
+    found: Mapping[str, Tensor], per_target: float | None, total: float | None, slack: float
+) -> dict[str, Tensor] | None:
+    """What each target must be multiplied by to be within its bounds by this much; None if all are."""
+    per_target, total = (float("inf") if limit is None else limit for limit in (per_target, total))
+    keep = max(1 - slack, 0.0)
+    shrink = {
+        name: torch.where(norm > per_target, keep * per_target / norm, 1) for name, norm in found.items()
     }
-    return adapter.with_weights(weights), ClipReport(found, factors, before, after)
+    whole = _whole({name: norm * shrink[name] for name, norm in found.items()})
+    overall = torch.where(whole > total, keep * total / whole, 1)
+    shrink = {name: factor * overall for name, factor in shrink.items()}
+    return shrink if bool((torch.stack(list(shrink.values())) < 1).any()) else None
+
+
+def _times(adapter: Adapter, factors: Mapping[str, Tensor]) -> Adapter:
+    """Each target's B times its factors (P,), rounded once; what they leave alone keeps its tensors."""
+    smaller = (torch.stack(list(factors.values())) < 1).any(dim=1).tolist()  # one synchronisation for all
+    weights = {}
+    for (name, (A, B)), changed in zip(adapter.items(), smaller, strict=True):
+        if changed:
+            exact = B.to(torch.promote_types(B.dtype, torch.float32))
+            B = (exact * factors[name].view(-1, *[1] * (B.dim() - 1))).to(B.dtype)
+        weights[name] = A, B
+    return adapter.with_weights(weights)
+
+
+def _whole(found: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(found.values())).norm(dim=0)
 
 
 def combine(adapters: Sequence[Adapter], weights: Sequence[float], rank: int | None = None) -> Adapter:

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hywu_core.errors import HywuError
 from hywu_core.lora import Adapter
@@ -75,6 +77,32 @@ def test_clipping_keeps_directions_and_what_is_within_bounds():
     untouched, report = clip_norm(adapter, per_target=1e6, total=1e6)
     assert report.n_clipped == 0
     assert all(untouched[name][1] is adapter[name][1] for name in adapter)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32, torch.float64]),
+    seed=st.integers(0, 2**16),
+    rank=st.integers(1, 4),
+    share=st.floats(1e-6, 1.5),
+    whole=st.floats(0.01, 2),
+    alike=st.booleans(),
+)
+def test_bounds_hold_for_what_comes_out_whatever_it_is_rounded_to(dtype, seed, rank, share, whole, alike):
+    adapter = adapter_of(rank=rank, seed=seed, dtype=dtype)
+    if alike:  # then all of it is rounded the same way
+        adapter = adapter.map(lambda t: torch.full_like(t, float(t.flatten()[0])))
+    before = norms(adapter)
+    per_target = share * float(before["wide"].max())
+    bounded = torch.stack([norm.clamp(max=per_target) for norm in before.values()]).norm(dim=0)
+    total = whole * float(bounded.max())
+    clipped, report = clip_norm(adapter, per_target, total)
+    after = total_norm(clipped)
+    assert all((norm <= per_target).all() for norm in norms(clipped).values())
+    assert (after <= total).all()
+    torch.testing.assert_close(report.total_after, after)
+    if share > 0.01:  # below, float16 has few numbers left
+        assert (after >= 0.97 * bounded.clamp(max=total)).all()
 
 
 def test_gradients_pass_through_clipping():

@@ -21,14 +21,15 @@ class Inspection:
 
 
 def inspect(adapter: Adapter, other: Adapter | None = None, index: int = 0) -> Inspection:
-    """Look at one adapter of a batch, or at two of that index; a single LoRA goes with every index.
+    """Look at one adapter of a batch, or at two of that index; a single LoRA goes with any index of another.
 
     Raises `HywuError` for an index outside the batch, and for two adapters of different models.
     """
-    table = _table("adapter", adapter, index)
     if other is None:
+        table = _table("adapter", adapter, index)
         return Inspection((table,), tuple(_lines(adapter, table)))
-    other_index = 0 if other.batch == 1 else index
+    index, other_index = (0 if one.batch == 1 else index for one in (adapter, other))
+    table = _table("adapter", adapter, index)
     other_table = _table("other", other, other_index)
     comparison = compare(adapter, other, index, other_index)
     lines = [*_lines(adapter, table), "", *_lines(other, other_table), "", *_verdict(table, comparison)]

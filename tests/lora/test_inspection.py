@@ -37,6 +37,18 @@ def test_two_adapters_come_with_their_difference():
     assert any("cosine" in line for line in found.lines)
 
 
+def test_a_single_one_goes_with_every_index_of_the_other():
+    one, several = adapter_of(*NAMES), adapter_of(*NAMES, batch=3, seed=1)
+    found = inspect(one, several, 2)
+    assert [table.title for table in found.tables] == ["adapter", "other 2 of 0 to 2", "difference"]
+    assert found.tables[2] == inspect(one, several.select(2)).tables[2]
+    assert inspect(one, one, 2).tables[2].total == 0
+    with pytest.raises(HywuError, match="only 1"):
+        inspect(one, index=2)
+    with pytest.raises(HywuError, match="only 3"):
+        inspect(one, several, 3)
+
+
 def test_of_two_batches_the_same_index_is_compared():
     adapter = adapter_of(*NAMES, batch=3)
     assert inspect(adapter, adapter, 1).tables[2].total == 0

@@ -42,11 +42,11 @@ class StudyConfig:
     """
 
     seed: int = option(0, "of all that is drawn at random")
-    device: str = option("cpu", "cpu, cuda, mps ...")
+    device: str = option("cpu", "cpu, cuda, mps ..., or auto: the best there is")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise HywuError(f"seed is {self.seed}; it must be between 0 and 2^63 - 1.")
+        if not 0 <= self.seed < 2**32:  # scikit-learn's, which projects, takes no more
+            raise HywuError(f"seed is {self.seed}; it must be between 0 and 2^32 - 1.")
         resolve_device(self.device)
 
     def require_positive(self, *names: str) -> None:

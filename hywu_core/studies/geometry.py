@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..conditions.embedded import embedded_condition, image_tokens
 from ..data.augment import is_chinese
 from ..data.photo_ops import OPS
+from ..devices import resolve_device
 from ..generate import generate
 from ..lora import Adapter
 from ..pipeline import HywuPipeline
@@ -134,8 +135,9 @@ class _Maker:
 
     def __init__(self, config: GeometryConfig) -> None:
         self.config = config
-        self.pipeline = HywuPipeline.from_embedded(config.generator, config.device)
-        self.encoders = EditMaker(config.device)
+        device = resolve_device(config.device)
+        self.pipeline = HywuPipeline.from_embedded(config.generator, device)
+        self.encoders = EditMaker(device)
         self.spec = self.pipeline.generator.spec
         self.draws = Draws.make(config.crops, config.pixels, "held_out", config.seed)
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from ..backbones.embedded import EmbeddedBackbone
 from ..data.photo_ops import OPS
+from ..devices import resolve_device
 from ..lora import Adapter, LoraSpec
 from ..train.objective import sample_times
 from .cosines import analyse
@@ -148,8 +149,8 @@ class _Taker:
 
     def __init__(self, config: GradientsConfig, work: Work) -> None:
         self.config, self.work = config, work
-        self.backbone = EmbeddedBackbone.load(device=config.device)
-        self.maker = EditMaker(config.device)
+        device = resolve_device(config.device)
+        self.backbone, self.maker = EmbeddedBackbone.load(device=device), EditMaker(device)
         self.spec = LoraSpec.from_module(self.backbone.transformer, rank=config.rank, alpha=config.rank)
         self.start = fresh_adapter(self.spec, 1, config.seed, self.maker.device)
         self.draws = Draws.make(config.samples, config.pixels, "train", config.seed)

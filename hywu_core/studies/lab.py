@@ -23,6 +23,7 @@ import torch
 from ..conditions import Condition
 from ..conditions.embedded import embedded_condition
 from ..devices import resolve_device
+from ..errors import HywuError
 from ..lora import Adapter
 from ..pipeline import HywuPipeline
 from ..train.adapting import Edits
@@ -66,6 +67,8 @@ class LabConfig(StudyConfig):
             *("seeds", "size", "samples", "steps", "batch", "noise_levels", "rank", "d_model", "n_layers"),
             *("photos", "wordings", "sampling"),
         )
+        if self.search_steps < 0:
+            raise HywuError(f"search_steps is {self.search_steps}; it must be at least 0 (no search).")
         self.training(self.seed, 1e-3, self.steps)
 
     def training(self, seed: int, lr: float, steps: int) -> TrainConfig:

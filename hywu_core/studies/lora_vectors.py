@@ -24,8 +24,12 @@ _CHUNK = 8  # adapters whose updates are written out together
 def projection_of(
     n_features: int, components: int, seed: int, density: float | str = "auto"
 ) -> SparseRandomProjection:
-    """A fitted sparse random projection (Li et al. 2006); it needs no data, only their width."""
-    projection = SparseRandomProjection(min(components, n_features), density=density, random_state=seed)
+    """A fitted sparse random projection (Li et al. 2006); it needs no data, only their width.
+
+    Of the seed the last 32 bits count, as many as scikit-learn takes.
+    """
+    components, seed = min(components, n_features), seed % 2**32
+    projection = SparseRandomProjection(components, density=density, random_state=seed)
     return projection.fit(np.zeros((1, n_features), dtype=np.float32))
 
 

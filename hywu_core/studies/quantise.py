@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..data.metrics import psnr
 from ..data.photo_ops import OPS
+from ..devices import resolve_device
 from ..embedded import GENERATOR
 from ..generator import load_generator
 from ..generator.quantize import QuantizedLinear, integer_products
@@ -170,7 +171,7 @@ def summarise(rows: Sequence[Compared]) -> dict[str, float]:
 def run(config: QuantiseConfig, work: Work) -> Result:
     """Measure."""
     path = config.generator if config.generator is not None else GENERATOR
-    pipeline = HywuPipeline.from_embedded(path, config.device)
+    pipeline = HywuPipeline.from_embedded(path, resolve_device(config.device))
     size, provenance = n_bytes(pipeline.generator), pipeline.generator.provenance
     operations = [name for name, op in OPS.items() if op.split == "hywu"][:: config.every]
     cases = held_out_cases(operations, 1, config.photos)

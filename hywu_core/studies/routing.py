@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..data.instructions import LANGUAGES, SPLITS, require_phrases
 from ..data.metrics import psnr
 from ..data.photo_ops import OPS, exact
+from ..devices import resolve_device
 from ..embedded.autoencoder import TinyAutoencoder
 from ..pipeline import HywuPipeline
 from ..train.world import EditCase, held_out_cases, judge
@@ -165,7 +166,7 @@ SUBSETS: dict[str, Callable[[Routed], bool]] = {
 
 def run(config: RoutingConfig, work: Work) -> Result:
     """Measure, photograph by photograph."""
-    pipeline = HywuPipeline.from_embedded(config.generator, config.device)
+    pipeline = HywuPipeline.from_embedded(config.generator, resolve_device(config.device))
     operations = tuple(OPS)[:: config.every]
     routed: list[Routed] = []
     for split in SPLITS:

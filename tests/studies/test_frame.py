@@ -129,6 +129,7 @@ def test_no_result_to_draw_is_a_sentence(tmp_path, capfd, text, sentence):
     [
         (("--steps", 0), "steps is 0; it must be at least 1"),
         (("--seed", -1), "seed is -1"),
+        (("--seed", 2**32), "seed is 4294967296; it must be between 0 and 2^32 - 1"),
         (("--device", "abacus"), "The device 'abacus' is not available here"),
         (("--wordings", 4), "wordings is 4; there are only 3 held-out phrases for "),
     ],
@@ -136,6 +137,24 @@ def test_no_result_to_draw_is_a_sentence(tmp_path, capfd, text, sentence):
 def test_bad_options_are_sentences_and_leave_nothing(tmp_path, capfd, arguments, sentence):
     out = ("--out", tmp_path / "out")
     assert sentence in refused(main, "routing", *out, *arguments, folder=tmp_path, capfd=capfd)
+
+
+@pytest.mark.parametrize(
+    ("name", "begins_with"),
+    [
+        ("routing", "held_out_cases"),
+        ("quantise", "held_out_cases"),
+        ("geometry", "Draws.make"),
+        ("gradients", "Draws.make"),
+    ],
+)
+def test_the_best_device_there_is_can_be_asked_for(name, begins_with, tmp_path, monkeypatch):
+    def loaded(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"hywu_core.studies.{name}.{begins_with}", loaded)
+    with pytest.raises(KeyboardInterrupt):
+        main([name, "--quick", "--device", "auto", "--out", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize("name", ["conflict", "gradients", "scaling"])

@@ -44,7 +44,7 @@ def whole_updates(adapter):
 
 
 def test_updates_do_not_depend_on_how_they_are_written_as_a_product():
-    vectors, adapter = LoraVectors.of(SPEC, 64, seed=0), random_adapter(3)
+    vectors, adapter = LoraVectors.of(SPEC, 64, seed=2**32 - 1), random_adapter(3)
     rewritten = adapter.with_weights({name: (4 * A, B / 4) for name, (A, B) in adapter.items()})
     one, other = vectors(adapter), vectors(rewritten)
     torch.testing.assert_close(one["updates"], other["updates"], atol=1e-3, rtol=1e-4)

@@ -82,6 +82,8 @@ def test_rates_are_tried_on_other_seeds_and_once(lab, tmp_path, monkeypatch):
 def test_a_bad_budget_is_a_sentence():
     with pytest.raises(HywuError, match="seeds is 0"):
         LabConfig(seeds=0)
+    with pytest.raises(HywuError, match="search_steps is -5; it must be at least 0"):
+        LabConfig(search_steps=-5)
     with pytest.raises(HywuError, match="precision is 'half'"):
         LabConfig(precision="half")
 

@@ -92,7 +92,7 @@ class EditBackbone(nn.Module, ABC):
     n_controls: the fewest and the most pictures an edit may have; None: any number.
     default_targets: patterns for `LoraSpec.from_module(backbone.transformer, include=...)`: all linears of
         attention and MLP in the blocks.
-    id: hub id or folder name.
+    id: hub id or folder name. fingerprint: of the files it was read from.
     """
 
     kind: ClassVar[str]
@@ -103,6 +103,7 @@ class EditBackbone(nn.Module, ABC):
     control_sizes: ClassVar[PictureSizes | None]
     n_controls: ClassVar[tuple[int, int | None]] = (0, None)
     default_targets: ClassVar[tuple[str, ...]]
+    fingerprint: str = ""
 
     def __init__(self, transformer: nn.Module, id: str, schedule: FlowSchedule | None = None) -> None:
         super().__init__()
@@ -154,7 +155,9 @@ class EditBackbone(nn.Module, ABC):
         folder = cls.open(model, _PARTS, allow_download)
         schedule = cls._schedule(folder)
         transformer = load_transformer(folder, cls.transformer_class, torch.device(device), dtype, quantize)
-        return cls(transformer, folder.id, schedule)
+        backbone = cls(transformer, folder.id, schedule)
+        backbone.fingerprint = folder.fingerprint(_PARTS)
+        return backbone
 
     @classmethod
     def _schedule(cls, folder: ModelFolder) -> FlowSchedule:

@@ -106,6 +106,7 @@ class EmbeddedEditBackbone(FluxKontext):
             transformer = transformer.to(dtype)
         backbone = cls(transformer, Path(model).stem, cls.default_schedule())
         backbone.info = EmbeddedBackbone.info(model)
+        backbone.fingerprint = backbone.info["sha256"]
         return backbone
 
     def backbone_info(self) -> dict[str, str]:

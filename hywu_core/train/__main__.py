@@ -68,6 +68,11 @@ _NAMED = ("steps", "batch_size", "lr", "seed", "device", "precision", "adaptatio
 _NAMED += ("quantize", "allow_download", "resolution")
 _PATHS = ("data", "cache", "backbone", "encoder")
 _ALWAYS = ("data", "cache")  # the others may be hub ids
+_MODELS = {  # of `Task.about`, as people call them
+    "encoder": "condition encoder",
+    "backbone_encoders": "backbone's autoencoder or text encoder",
+    "backbone": "backbone",
+}
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, str]:
@@ -203,12 +208,29 @@ def _run(planned: Plan, parallel: Parallel) -> int:
 
 
 def _check_same(out: Path, before: dict[str, object], now: dict[str, object]) -> None:
-    """HywuError where a run would go on with other data than it began with."""
+    """HywuError where a run would go on with other data or models than it began with.
+
+    What an earlier version did not note down is not compared.
+    """
     if before.get("sha256") != now.get("sha256"):
         raise HywuError(
             f"The data set has changed since the run in {out} began ({before.get('samples')} samples then, "
-            f"{now.get('samples')} now, or other pictures or words); put it back, or begin a new run."
+            f"{now.get('samples')} now, or other pictures, words or repeats); put it back, or begin a new "
+            "run."
         )
+    for name, model in _MODELS.items():
+        if _differs(before.get(name), now.get(name)):
+            raise HywuError(
+                f"The {model} has changed since the run in {out} began, it has other files; put them back, "
+                "or begin a new run."
+            )
+
+
+def _differs(before: object, now: object) -> bool:
+    """Whether what was noted down is not so any more; of what has names, by those that were noted down."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return any(now.get(name) != value for name, value in before.items())
+    return before is not None and before != now
 
 
 def _write_text(path: Path, text: str) -> None:

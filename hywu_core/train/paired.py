@@ -172,7 +172,7 @@ class PairedTask(AdaptingTask):
         )
 
     def about(self) -> dict[str, Any]:
-        """What was learned from, for the run folder."""
+        """What is learned from and through, for the run folder."""
         data = self.edits.data
         return {
             "convention": data.convention,
@@ -180,4 +180,7 @@ class PairedTask(AdaptingTask):
             "layouts": len(self.edits.layouts),
             "held_out": [str(data[index].target) for index in self.shown],
             "sha256": self.edits.sha256,
+            "encoder": self.names.condition,
+            "backbone_encoders": self.names.backbone,
+            "backbone": self.backbone.fingerprint,
         }

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hywu_core import Condition, cli, load_adapter, load_generator
 from hywu_core.backbones.registry import backbone_class
 from hywu_core.cli import command
 from hywu_core.conditions import SigLIP2Encoder
 from hywu_core.errors import HywuError
-from hywu_core.train.__main__ import main
+from hywu_core.train.__main__ import _check_same, main
 from hywu_core.train.encoded_edits import EncodedEdits
 from hywu_core.train.paired import PairedTask, split
 
@@ -264,6 +264,42 @@ def test_a_resumed_run_must_find_the_same_data(train, tmp_path, capfd, monkeypat
     assert command(lambda: main(["--resume", "run"])) == 2
     assert "The data set has changed since the run in run began" in capfd.readouterr().err.splitlines()[-1]
     assert contents(tmp_path / "run") == before
+
+
+def test_a_resumed_run_must_find_the_same_models(data, models, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = {n: shutil.copytree(models[n], tmp_path / models[n].name) for n in ("flux_kontext", "siglip2")}
+    given = ("--recipe", "flux_kontext", "--data", data, "--steps", 2, "--out", "run", *QUICK)
+    given += ("--backbone", folders["flux_kontext"], "--encoder", folders["siglip2"])
+    assert command(lambda: main([str(argument) for argument in given])) == 0
+    before = contents(tmp_path / "run")
+    for file, model in (
+        (folders["flux_kontext"] / "transformer" / "diffusion_pytorch_model.safetensors", "backbone"),
+        (
+            folders["flux_kontext"] / "vae" / "diffusion_pytorch_model.safetensors",
+            "backbone's autoencoder or",
+        ),
+        (folders["siglip2"] / "model.safetensors", "condition encoder"),
+    ):
+        weights = load_file(file)
+        original = file.read_bytes()
+        save_file({name: tensor + 1 for name, tensor in weights.items()}, file, {"format": "pt"})
+        assert command(lambda: main(["--resume", "run"])) == 2
+        said = capfd.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"error: The {model}")
+        assert "has changed since the run in run began" in said
+        file.write_bytes(original)
+    assert contents(tmp_path / "run") == before
+    assert command(lambda: main(["--resume", "run"])) == 0
+
+
+def test_what_an_earlier_version_did_not_note_down_is_not_compared():
+    now = {"encoder": {"kind": "k", "sha256": "1"}, "backbone": "f"}
+    for before in ({}, {"encoder": {"kind": "k"}}, {"encoder": None, "backbone": "f"}, now):
+        _check_same(Path("run"), before, now)
+    for before in ({"encoder": {"kind": "k", "sha256": "2"}}, {"backbone": "g"}):
+        with pytest.raises(HywuError, match="has changed since the run in run began"):
+            _check_same(Path("run"), before, now)
 
 
 def test_what_is_held_out_is_never_trained_on():

@@ -30,7 +30,7 @@ from .adaptation import make_adaptation, require_adaptation
 from .config import TrainConfig
 from .encoded_edits import EncodedEdits, Encoders, Names
 from .paired import PairedConfig, PairedTask
-from .processes import Processes
+from .processes import Processes, first_process
 from .share import Share
 
 log = logging.getLogger("hywu")
@@ -151,9 +151,16 @@ def adapted(settings: Mapping[str, Any], backbone: type[EditBackbone], transform
 
 
 def look(backbone: type[EditBackbone], settings: Mapping[str, Any]) -> EncodedEdits:
-    """The data set with its pictures' sizes, each edit's number of controls fit for the backbone."""
+    """The data set with its pictures' sizes, each edit's number of controls fit for the backbone.
+
+    The first process logs one line where no edit has any words.
+    """
     options = Options.from_dict(settings["data_options"])
     data = PairedDataset.load(settings["data"], options)
+    if first_process() and data.wordless:
+        log.warning(
+            "None of the %d samples has a caption in %s; all prompts are empty.", len(data), data.path
+        )
     for index in range(len(data)):
         n = data.samples.count_controls(index)
         backbone.check_controls(n, f"{data[index].target} has {n} control pictures")

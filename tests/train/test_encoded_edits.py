@@ -54,6 +54,22 @@ def test_words_that_are_read_without_pictures_are_read_once(edits, encoders, mon
     assert QwenImageEditEncoders.text_sees_pictures
 
 
+@pytest.mark.parametrize("rank", ["", "0", "1"])
+def test_that_no_sample_has_words_is_said_once(rank, tmp_path, caplog, monkeypatch):
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    data = write_edits(tmp_path / "targets_and_sources")
+    settings = SETTINGS | {"data": str(data), "cache": str(tmp_path / "cache"), "resolution": 64}
+    look(EmbeddedEditBackbone, settings)
+    assert not caplog.records
+    for caption in (data / "targets").glob("*.txt"):
+        caption.unlink()
+    look(EmbeddedEditBackbone, settings)
+    said = [record.message for record in caplog.records]
+    assert len(said) == (rank != "1")
+    assert all("None of the 4 samples has a caption" in message for message in said)
+
+
 def test_how_often_a_sample_is_repeated_is_part_of_what_is_learned(tmp_path):
     data, cache = write_edits(tmp_path / "set"), str(tmp_path / "cache")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,6 @@ from ...errors import HywuError
 from .collect import Collector, Sample
 from .detect import detect
 from .options import Options
-
-_log = logging.getLogger("hywu")
 
 
 @dataclass(frozen=True)
@@ -36,16 +33,11 @@ class PairedDataset(Sequence[Sample]):
         """Read a data set; only names and captions are read, no images.
 
         Raises HywuError with one sentence where it is broken: no data set, no samples, a target that is not
-        there, or, unless the options allow it, a control that is not there. One line is logged where no
-        sample has any words.
+        there, or, unless the options allow it, a control that is not there.
         """
         options = options or Options()
         data = cls.read(path, options)
         data.check_complete(options)
-        if not any(sample.prompt for sample in data):
-            _log.warning(
-                "None of the %d samples has a caption in %s; all prompts are empty.", len(data), data.path
-            )
         return data
 
     @classmethod
@@ -58,6 +50,11 @@ class PairedDataset(Sequence[Sample]):
         if not samples and not samples.missing_targets.count:
             raise HywuError(f"{found.path} ({found.convention}) has no samples.")
         return cls(found.convention, found.path, samples)
+
+    @property
+    def wordless(self) -> bool:
+        """Whether no sample has a caption; looks at all where that is so."""
+        return not any(sample.prompt for sample in self)
 
     def check_complete(self, options: Options) -> None:
         """HywuError where targets or, unless allowed, controls are missing."""

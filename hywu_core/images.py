@@ -37,7 +37,7 @@ def read_photo(source: str | Path | BinaryIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong with a file is said once, below
-            with _open(source) as opened:
+            with open_image(source) as opened:
                 if opened.width * opened.height > _MOST_PIXELS:
                     raise HywuError(
                         f"The photograph {name} has {opened.width} x {opened.height} pixels; "
@@ -59,8 +59,11 @@ def read_photo(source: str | Path | BinaryIO, name: str) -> Image.Image:
         raise HywuError(f"The photograph {name} is damaged: {reason}.") from error
 
 
-def _open(source: str | Path | BinaryIO) -> Image.Image:
-    """As `Image.open`, without its limit on pixels, which phones exceed and all of the process shares."""
+def open_image(source: str | Path | BinaryIO) -> Image.Image:
+    """As `Image.open`, without its limit on pixels, which phones exceed and all of the process shares.
+
+    TIFF and WebP keep the limit: their readers ask for it themselves.
+    """
     try:
         return Image.open(source)
     except Image.DecompressionBombError:  # so it has found a reader, and only refuses to hand it out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -9,7 +10,7 @@ from ..errors import HywuError
 
 OutputGain = Literal["none", "fixed", "learned"]
 
-
+_MOST = sys.float_info.max  # a whole number in a file may be beyond it
 MOST_LAYERS = 2**10  # far beyond every real one: a damaged number in a file must not fill the memory
 
 
@@ -48,7 +49,7 @@ class GeneratorConfig:
             raise HywuError(f"GeneratorConfig.n_layers is {self.n_layers}; it must be at most {MOST_LAYERS}.")
         for name in ("mlp_ratio", "rope_theta", "norm_eps"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _MOST:
                 raise HywuError(f"GeneratorConfig.{name} is {value!r}; it must be a positive number.")
         for name in ("n_heads", "accumulation"):
             if self.d_model % getattr(self, name):

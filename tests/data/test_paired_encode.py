@@ -118,3 +118,13 @@ def test_the_header_tells_the_size_that_the_picture_has(ending, orientation, tmp
     Image.new("RGB", (90, 60)).save(tmp_path / f"a.{ending}", exif=exif)
     picture = Picture(str(tmp_path / f"a.{ending}"))
     assert picture.size() == picture.rgb().size == ((90, 60) if orientation < 5 else (60, 90))
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_a_picture_of_a_data_set_may_be_larger_than_pillow_lets_the_process_open(
+    ending, tmp_path, monkeypatch
+):
+    Image.new("RGB", (90, 60)).save(tmp_path / f"a.{ending}")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # what 179 megapixels are to a phone's 200
+    picture = Picture(str(tmp_path / f"a.{ending}"))
+    assert picture.size() == picture.rgb().size == (90, 60)

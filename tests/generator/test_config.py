@@ -28,6 +28,7 @@ def test_widths():
         ("mlp_ratio", 0, "mlp_ratio is 0"),
         ("mlp_ratio", 0.123, "no whole width"),
         ("norm_eps", float("nan"), "norm_eps is nan"),
+        ("rope_theta", 10**400, "rope_theta is 10"),
         ("rope_theta", "10000", "rope_theta is '10000'"),
         ("output_gain", "big", "choose one of none, fixed, learned"),
     ],

@@ -14,7 +14,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from ...errors import HywuError
-from ...images import read_photo, to_tensor
+from ...images import open_image, read_photo, to_tensor
 from . import tables
 
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
@@ -90,7 +90,7 @@ def upright_size(source: str | BinaryIO, name: str) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(source) as image:
+            with open_image(source) as image:
                 # A PNG without EXIF in its header would be decoded whole to look for it behind the pixels.
                 exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
                 # Pillow gives a TIFF's size upright, from some version on: its own tags have it as it lies.

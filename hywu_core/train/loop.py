@@ -25,7 +25,7 @@ from .gradients import clip
 from .interrupt import deferred_interrupt
 from .optimizer import make_optimizer, trained, update
 from .parallel import Parallel
-from .processes import AgreedError, Processes
+from .processes import AgreedError, Processes, lost
 from .progress import training_bar
 from .report import Readings, StepReport
 from .share import Share
@@ -153,7 +153,7 @@ def _all_answering(state: TrainState, out: Path, processes: Processes) -> Iterat
     try:
         yield
     except RuntimeError as error:
-        if not processes.lost(error):
+        if processes.world == 1 or not lost(error):
             raise
         raise HywuError(
             f"A process of this run has ended or cannot be reached, near step {state.step + 1}; "

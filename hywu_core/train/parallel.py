@@ -25,7 +25,7 @@ from ..errors import HywuError
 from ..generator import ParameterGenerator
 from ..generator.model import KEEP_START_BYTES
 from ..generator.sequence import WHOLE
-from .processes import AgreedError, Processes
+from .processes import AgreedError, Processes, lost
 from .sharding import blocks, can_shard, recompute, shard, unshard
 from .share import Dealing, Share
 from .ulysses import read_alone, read_together
@@ -116,7 +116,8 @@ class Parallel(Processes):
         """The run that torchrun has started this process for, or one by itself; left at the end.
 
         Each process gets a GPU of its own where `device` is one. Raises HywuError for an arrangement that
-        does not come to the number of processes, and for devices that cannot work together.
+        does not come to the number of processes, and for devices that cannot work together,
+        and, whatever the processes are at, where one of them does not answer.
         """
         world = int(os.environ.get("WORLD_SIZE", "1"))
         config.over(world)
@@ -134,12 +135,16 @@ class Parallel(Processes):
                 raise HywuError(f"Process {place} of this machine has no GPU of its own: there are {there}.")
             torch.cuda.set_device(place)
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_TIMEOUT)
         try:
+            dist.init_process_group(backend, timeout=_TIMEOUT)
             yield cls(config)
         except (AgreedError, KeyboardInterrupt):
             _part()
             raise
+        except RuntimeError as error:
+            if not lost(error):
+                raise
+            raise HywuError("A process of this run has ended or cannot be reached.") from error
         _part()  # after another error the others may never answer
 
     def leave(self) -> None:

@@ -41,6 +41,12 @@ def first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def lost(error: RuntimeError) -> bool:
+    """Whether an error, among several processes, means that another one does not answer any more."""
+    words = ("gloo", "nccl", "connection", "socket", "peer", "timed out")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+
+
 class Processes:
     """`rank` of `world` processes. One by itself needs no torch.distributed.
 
@@ -82,13 +88,6 @@ class Processes:
     def barrier(self) -> None:
         """Wait for all."""
         self.any(False)
-
-    def lost(self, error: RuntimeError) -> bool:
-        """Whether an error means that another process does not answer any more."""
-        words = ("gloo", "nccl", "connection", "socket", "peer", "timed out")
-        return self.world > 1 and (
-            isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
-        )
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """The mean over the processes of the gradients of parameters that each of them holds in full."""

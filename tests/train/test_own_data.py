@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import signal
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +23,7 @@ from hywu_core.train.__main__ import _check_same, main
 from hywu_core.train.encoded_edits import EncodedEdits
 from hywu_core.train.paired import PairedTask, split
 
-from ..commands import contents, refused, run
+from ..commands import contents, refused, run, start
 from ..data import paired_writers as conventions
 from .own_data import QUICK, is_picture, write_data, write_models
 
@@ -245,6 +247,26 @@ def test_a_batch_that_processes_cannot_share_is_refused_once_and_before_anything
     said = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert said == ["error: The batch size 3 cannot be dealt out to 2 processes; take a multiple of 2."]
     assert contents(tmp_path) == before
+
+
+def test_a_picture_that_one_process_cannot_read_ends_the_others_with_a_sentence(tmp_path, monkeypatch):
+    data = write_data(tmp_path / "data", conventions.plain)
+    damaged = sorted((data / "targets").glob("*.png"))[5]
+    damaged.write_bytes(damaged.read_bytes()[:2000])  # found when it is encoded, by the second process
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    # As torchrun starts them, but nobody stops the other one.
+    places = {"WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "LOCAL_RANK": 0}
+    processes = []
+    for rank in (0, 1):
+        for name, value in (places | {"RANK": rank}).items():
+            monkeypatch.setenv(name, str(value))
+        arguments = ("--recipe", "embedded", "--data", data, *QUICK)
+        processes.append(start("hywu_core.train", *arguments, folder=tmp_path))
+    said = [process.communicate()[1].splitlines()[-1] for process in processes]
+    assert said[0] == "error: A process of this run has ended or cannot be reached."
+    assert re.search(f"error: .*{damaged.name} is damaged", said[1])
+    assert [process.returncode for process in processes] == [2, 2]
 
 
 def test_a_second_run_encodes_nothing_again(data, train, monkeypatch):

@@ -124,7 +124,8 @@ def told(
 def _require_own_encoder(generator: ParameterGenerator, condition: Condition) -> None:
     """Where both encoders are known: another one as wide would give a LoRA that means nothing."""
     given, own = condition.encoder, generator.encoder_info.get("id")
-    if None not in (given, own) and given != own:
+    # Older files of generators, and folders, name a model without its owner.
+    if None not in (given, own) and given.rpartition("/")[2] != own.rpartition("/")[2]:
         raise HywuError(
             f"The condition is of the encoder '{given}', but this generator reads '{own}'; encode it "
             "for this generator."

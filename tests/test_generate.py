@@ -92,6 +92,7 @@ def test_an_adapter_says_where_it_came_from(generator):
 def test_a_condition_of_another_encoder_is_refused_though_it_is_as_wide(generator):
     known = replace(conditions(0), encoder="an encoder")
     generate(generator, known)
+    generate(generator, replace(known, encoder="owner/an encoder"))  # which older files do not name
     other = replace(known, encoder="another")
     for run in (generate, partial(generate_kept, generator_sha256="")):
         with pytest.raises(HywuError, match="encoder 'another', but this generator reads 'an encoder'"):

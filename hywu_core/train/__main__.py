@@ -24,7 +24,7 @@ from .checkpoint_files import describe, newest, require_storage
 from .config import TrainConfig
 from .loop import Task, train
 from .parallel import Parallel, ParallelConfig, add_parallel_arguments, parallel_config
-from .processes import one_speaks
+from .processes import enough_memory, one_speaks
 from .progress import save_loss_curve
 from .watch import RunWatch, device_peak
 
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
             if planned.config.weights == "bf16":
                 require("torchao")  # by the optimiser
             require_storage()  # before the data is prepared
-        with Parallel.joined(planned.parallel, planned.config.device) as parallel:
+        with Parallel.joined(planned.parallel, planned.config.device) as parallel, enough_memory():
             return _run(planned, parallel)
 
 

@@ -36,6 +36,22 @@ def one_speaks(*agreed: type[HywuError]) -> Iterator[None]:
         raise SystemExit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else BAD_INPUT) from error
 
 
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """HywuError, with what takes less of it, where a device has no memory left."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        if not (isinstance(error, torch.OutOfMemoryError) or "out of memory" in said.lower()):
+            raise
+        numbers = ". ".join(said.split(". ")[:3]).rstrip(".")  # wanted, there in all, free
+        raise HywuError(
+            f"{numbers}. Less is taken by a smaller --batch-size, by more micro-batches (--set accumulate=N), "
+            "by --recompute and by a quantised backbone (--quantize); --plan says how much."
+        ) from error
+
+
 def first_process() -> bool:
     """Whether this is the first process that torchrun started, or the only one; known from the start."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -47,8 +47,8 @@ def enough_memory() -> Iterator[None]:
             raise
         numbers = ". ".join(said.split(". ")[:3]).rstrip(".")  # wanted, there in all, free
         raise HywuError(
-            f"{numbers}. Less is taken by a smaller --batch-size, by more micro-batches (--set accumulate=N), "
-            "by --recompute and by a quantised backbone (--quantize); --plan says how much."
+            f"{numbers}. Take a smaller --batch-size, more micro-batches (--set accumulate=N), "
+            "--recompute or a quantised backbone (--quantize); --plan says how much."
         ) from error
 
 

@@ -114,15 +114,15 @@ def test_interrupted_and_resumed_it_comes_to_the_same_bits(finished, tmp_path, m
 def test_a_device_without_memory_left_is_a_sentence_with_advice(tmp_path, monkeypatch, capfd):
     def full(*_):
         raise torch.OutOfMemoryError(
-            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of which "
-            "1.20 GiB is free. Including non-PyTorch memory, this process has 77.90 GiB memory in use."
+            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of "
+            "which 1.20 GiB is free. Including non-PyTorch memory, this process has 77.90 GiB memory in use."
         )
 
     monkeypatch.setattr(HywuTask, "loss", full)
     arguments = [str(argument) for argument in (*SMALL, "--steps", 1, "--out", tmp_path / "run")]
     assert command(lambda: main(arguments)) == 2
     said = capfd.readouterr().err.splitlines()[-1]
-    assert "allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.20 GiB is free. L" in said
+    assert "allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.20 GiB is free. T" in said
     assert all(word in said for word in ("--batch-size", "accumulate", "--recompute", "--quantize"))
 
 

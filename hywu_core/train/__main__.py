@@ -19,10 +19,11 @@ from ..errors import HywuError
 from ..storage import atomic_path
 from . import plan as planning
 from . import recipes
-from .check_data import add_arguments, check_data, options_of, refuse_stray
+from .check_data import add_arguments, check_data, options_of, refuse_others, refuse_stray
 from .checkpoint_files import describe, newest, require_storage
 from .config import TrainConfig
 from .loop import Task, train
+from .paired_recipe import BACKBONE_TEXT
 from .parallel import Parallel, ParallelConfig, add_parallel_arguments, parallel_config
 from .processes import enough_memory, one_speaks
 from .progress import save_loss_curve
@@ -79,7 +80,10 @@ def overrides(arguments: argparse.Namespace) -> dict[str, str]:
     """The settings named on the command line."""
     given = {name: value for name in _NAMED if (value := getattr(arguments, name)) is not None}
     for name in _PATHS:  # whole, for a resumed run may start elsewhere
-        if (path := getattr(arguments, name)) is not None and (name in _ALWAYS or Path(path).exists()):
+        path = getattr(arguments, name)
+        if path is None or (name, path) == ("encoder", BACKBONE_TEXT):
+            continue
+        if name in _ALWAYS or Path(path).exists():
             given[name] = str(Path(path).resolve())
     if arguments.data is not None:
         given["data_options"] = options_of(arguments).to_dict()
@@ -158,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = parser().parse_args(argv)
     if arguments.check_data is not None:
+        refuse_others(arguments, parser())
         return check_data(arguments)
     if arguments.plan:
         return planning.plan_command(arguments, overrides(arguments))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -73,14 +74,25 @@ def refuse_stray(arguments: argparse.Namespace) -> None:
         raise HywuError(f"{flag} is about a data set; name that with --data PATH or --check-data PATH.")
 
 
+def refuse_others(arguments: argparse.Namespace, known: argparse.ArgumentParser) -> None:
+    """HywuError for arguments of `known`, the whole command, that a report on a data set knows nothing of."""
+    alone = argparse.ArgumentParser()
+    add_arguments(alone)
+    own = vars(alone.parse_args([])).keys() - {"data"}
+    if flag := _changed(arguments, {n: v for n, v in vars(known.parse_args([])).items() if n not in own}):
+        raise HywuError(f"{flag} is without effect on the report of --check-data; leave it out.")
+
+
 def stray(arguments: argparse.Namespace, add: Callable[[argparse.ArgumentParser], None]) -> str | None:
     """The first of the flags that `add` adds which is not at its default."""
     alone = argparse.ArgumentParser()
     add(alone)
-    for name, default in vars(alone.parse_args([])).items():
-        if getattr(arguments, name) != default:
-            return "--" + name.replace("_", "-")
-    return None
+    return _changed(arguments, vars(alone.parse_args([])))
+
+
+def _changed(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> str | None:
+    found = (name for name, default in defaults.items() if getattr(arguments, name) != default)
+    return next(("--" + name.replace("_", "-") for name in found), None)
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
@@ -102,6 +114,8 @@ def check_data(arguments: argparse.Namespace) -> int:
     """Print the report. HywuError with one sentence, after it, where the data set cannot be trained on."""
     if arguments.json is not None:
         check_file_path(arguments.json)
+    if (arguments.resolution or 0) < 0:
+        raise HywuError(f"resolution is {arguments.resolution}; it must be at least 0.")
     buckets = Buckets((arguments.resolution or _SIDE) ** 2, _DIVISOR)
     data = PairedDataset.read(arguments.check_data, options_of(arguments))
     with _progress(len(data)) as on_sample:

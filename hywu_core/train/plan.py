@@ -63,6 +63,9 @@ def plan_command(arguments: argparse.Namespace, given: Mapping[str, str]) -> int
 
     given: the settings of the run that are named on the command line.
     """
+    for name in ("resume", "out", "quick"):  # all else is about the run that is planned
+        if getattr(arguments, name):
+            raise HywuError(f"--{name} is without effect on a plan; leave it out.")
     check_json(arguments.json)
     require("diffusers")
     if arguments.measure:

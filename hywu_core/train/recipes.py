@@ -226,7 +226,7 @@ def configure(chosen: Recipe, overrides: Settings) -> tuple[TrainConfig, Setting
 
 
 # What recipes share of their own settings, and reckon with before a task is made.
-_LEAST = {"noise_levels": 1}
+_LEAST = {"noise_levels": 1, "resolution": 0}
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:

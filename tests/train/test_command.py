@@ -275,6 +275,14 @@ def planned(*arguments):
     return plan(parser().parse_args([*arguments]))
 
 
+def test_the_backbones_own_text_is_no_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "backbone").mkdir()
+    given = ("--recipe", "qwen_image_edit", "--backbone", "backbone", "--encoder", "backbone")
+    settings = planned(*given).settings
+    assert (settings["backbone"], settings["encoder"]) == (str(tmp_path / "backbone"), "backbone")
+
+
 def test_the_shipped_generator_can_be_trained_on_by_its_recipe(no_data, tmp_path):
     arguments = (*GENERATOR_FROM, f"init={GENERATOR}", "--out", str(tmp_path))
     weights = planned(*arguments).build(ALONE).module.state_dict()

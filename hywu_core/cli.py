@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -37,6 +39,11 @@ def command(main: Callable[[], int]) -> int:
         sentence = f"{'The disk is full' if full else error.strerror or error}: {error.filename or error}."
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
     return BAD_INPUT
+
+
+def quoted(path: Path) -> str:
+    """A path as a word of a command line of this system's shell."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def require(*packages: str) -> None:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .. import __version__
-from ..cli import INTERRUPTED, check_folder, command, require
+from ..cli import INTERRUPTED, check_folder, command, quoted, require
 from ..devices import resolve_device
 from ..errors import HywuError
 from ..storage import atomic_path
@@ -138,7 +138,7 @@ def _fresh(arguments: argparse.Namespace) -> Plan:
         done, steps = found.step, found.run["config"]["steps"]
         if done < steps:
             raise HywuError(
-                f"{out} holds an unfinished run, at step {done} of {steps}: continue it with --resume {out}, "
+                f"{out} holds an unfinished run, at step {done} of {steps}: continue it with --resume {quoted(out)}, "
                 "or name another folder with --out."
             )
     return Plan(chosen, config, settings, out, False, parallel_config(arguments))
@@ -205,7 +205,7 @@ def _run(planned: Plan, parallel: Parallel) -> int:
     except KeyboardInterrupt:
         if newest(out) is None or not parallel.main:
             raise
-        print(f"Stopped. Continue with: python -m hywu_core.train --resume {out}", file=sys.stderr)  # noqa: T201
+        print(f"Stopped. Continue with: python -m hywu_core.train --resume {quoted(out)}", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     _write_text(out / "result.txt", sentence)
     print(f"Everything is in {out}.\n{sentence}")  # noqa: T201

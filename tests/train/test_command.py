@@ -98,17 +98,19 @@ def test_interrupted_and_resumed_it_comes_to_the_same_bits(finished, tmp_path, m
 
     pressed.steps = 0
     monkeypatch.setattr(HywuTask, "batch", pressed)
-    arguments = [str(argument) for argument in (*SMALL, "--steps", STEPS, "--out", tmp_path)]
+    out = tmp_path / "a run of mine"
+    arguments = [str(argument) for argument in (*SMALL, "--steps", STEPS, "--out", out)]
     assert command(lambda: main(arguments)) == 130
-    assert capfd.readouterr().err.splitlines()[-1].endswith(f"hywu_core.train --resume {tmp_path}")
-    assert results(tmp_path) == {"run.json", "metrics.jsonl"}
-    assert command(lambda: main(["--resume", str(tmp_path)])) == 0
+    mark = '"' if sys.platform == "win32" else "'"
+    assert capfd.readouterr().err.splitlines()[-1].endswith(f"hywu_core.train --resume {mark}{out}{mark}")
+    assert results(out) == {"run.json", "metrics.jsonl"}
+    assert command(lambda: main(["--resume", str(out)])) == 0
     assert pressed.steps == STEPS
-    whole, resumed = read_checkpoint(finished[1])[0], read_checkpoint(tmp_path)[0]
+    whole, resumed = read_checkpoint(finished[1])[0], read_checkpoint(out)[0]
     assert resumed.keys() == whole.keys()
     for name, tensor in whole.items():
         assert torch.equal(resumed[name], tensor), name
-    assert (tmp_path / "result.txt").read_bytes() == (finished[1] / "result.txt").read_bytes()
+    assert (out / "result.txt").read_bytes() == (finished[1] / "result.txt").read_bytes()
 
 
 def test_a_device_without_memory_left_is_a_sentence_with_advice(tmp_path, monkeypatch, capfd):

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import HywuError, require_positive
 from .plan_sizes import TrainSize
-from .share import Dealing
+from .share import Dealing, Share
 
 # Bytes of a weight in a linear of a block; nf4 in blocks of 64 with a float32 maximum each (QLoRA).
 BACKBONE_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
@@ -137,5 +137,6 @@ class Shares:
         dealing.check(batch)
         rows = batch // how.accumulate // groups
         conditions = batch // how.accumulate // repeats // teams
-        adapters = rows if rows % repeats else rows // repeats
-        return cls(conditions, max(1, adapters), rows), batch
+        team = how.sequence // how.backbone_sequence
+        members = (Share(rank, groups, team).pairs(conditions, repeats)[0] for rank in range(team))
+        return cls(conditions, max(map(len, members)), rows), batch

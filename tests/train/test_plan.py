@@ -287,6 +287,14 @@ def test_more_gpus_than_conditions_is_a_sentence(tiny):
         Shares.of(tiny, Arrangement(gpus=2, batch_size=3))
 
 
+@pytest.mark.parametrize(
+    ("levels", "batch", "ulysses", "adapters"), [(4, 4, 1, 1), (4, 12, 1, 6), (4, 4, 2, 1)]
+)
+def test_a_team_writes_as_many_adapters_as_a_run_does(tiny, levels, batch, ulysses, adapters):
+    how = Arrangement(gpus=2, sequence=2, backbone_sequence=ulysses, batch_size=batch)
+    assert Shares.of(replace(tiny, noise_levels=levels), how)[0].adapters == adapters
+
+
 def test_small_runs_are_measured_beside_their_plans():
     result = measure("cpu", (TINY, replace(TINY, name="checked", n_layers=3)), rounds=1)
     first, second = (run["quantities"] for run in result["runs"])

@@ -138,8 +138,8 @@ def _fresh(arguments: argparse.Namespace) -> Plan:
         done, steps = found.step, found.run["config"]["steps"]
         if done < steps:
             raise HywuError(
-                f"{out} holds an unfinished run, at step {done} of {steps}: continue it with --resume {quoted(out)}, "
-                "or name another folder with --out."
+                f"{out} holds an unfinished run, at step {done} of {steps}: continue it with "
+                f"--resume {quoted(out)}, or name another folder with --out."
             )
     return Plan(chosen, config, settings, out, False, parallel_config(arguments))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from .errors import HywuError
@@ -13,8 +15,14 @@ def resolve_device(name: str) -> torch.device:
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
     try:
-        torch.ones(1, device=name).item()  # "meta" has tensors, but no numbers
+        torch.ones(1, device=_own(name)).item()  # "meta" has tensors, but no numbers
         return torch.device(name)
     except (RuntimeError, AssertionError, ImportError) as error:  # some devices' torch is a package apart
         reason = str(error).partition("\n")[0]
         raise HywuError(f"The device '{name}' is not available here: {reason}") from error
+
+
+def _own(name: str) -> str:
+    """Of "cuda", the GPU that this process of torchrun's will have: what it tried would keep some memory."""
+    place = int(os.environ.get("LOCAL_RANK", "0"))
+    return f"cuda:{place}" if name == "cuda" and place < torch.cuda.device_count() else name

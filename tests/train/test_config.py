@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from hywu_core.data.photo_ops import OPS
 from hywu_core.embedded import GENERATOR
@@ -26,6 +27,16 @@ from hywu_core.train.world import WorldConfig
 def test_training_settings_are_checked(name, value):
     with pytest.raises(HywuError, match=str(value)):
         TrainConfig(**{name: value})
+
+
+def test_a_process_of_many_tries_its_own_gpu(monkeypatch):
+    tried = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "ones", lambda n, device: tried.append(device) or torch.zeros(n))
+    assert TrainConfig(device="cuda").device == "cuda"
+    TrainConfig(device="cpu")
+    assert tried == ["cuda:1", "cpu"]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,10 @@ def command(main: Callable[[], int]) -> int:
     except OSError as error:
         full = error.errno == errno.ENOSPC
         sentence = f"{'The disk is full' if full else error.strerror or error}: {error.filename or error}."
+    except RuntimeError as error:  # torch's, of a device
+        if "out of memory" not in str(error).lower():
+            raise
+        sentence = f"{'. '.join(str(error).split('. ')[:3])}."  # what was wanted, and what there is
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
     return BAD_INPUT
 

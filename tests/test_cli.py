@@ -4,6 +4,7 @@ import errno
 import sys
 
 import pytest
+import torch
 
 from hywu_core.cli import check_folder, command, require
 from hywu_core.errors import HywuError
@@ -23,6 +24,13 @@ def fails(error):
     [
         (HywuError("Two lines\n   of another library."), "Two lines of another library."),
         (OSError(errno.ENOSPC, "No space left on device", "a.png"), "The disk is full: a.png."),
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB. Of the "
+                "allocated memory 7.00 GiB is allocated by PyTorch."
+            ),
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB.",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "a.png"), "Permission denied: a.png."),
     ],
 )
@@ -37,8 +45,9 @@ def test_ctrl_c_is_one_word_and_exit_code_130(capfd):
 
 
 def test_a_fault_of_ours_is_not_hidden():
-    with pytest.raises(KeyError):
-        command(fails(KeyError("x")))
+    for error in (KeyError("x"), RuntimeError("shapes cannot be multiplied")):
+        with pytest.raises(type(error)):
+            command(fails(error))
 
 
 def test_a_terminal_without_the_letters_of_a_name_is_no_reason_to_fail(monkeypatch, tmp_path):

@@ -26,8 +26,8 @@ def fails(error):
         (OSError(errno.ENOSPC, "No space left on device", "a.png"), "The disk is full: a.png."),
         (
             torch.OutOfMemoryError(
-                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB. Of the "
-                "allocated memory 7.00 GiB is allocated by PyTorch."
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB. "
+                "Of the allocated memory 7.00 GiB is allocated by PyTorch."
             ),
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB.",
         ),

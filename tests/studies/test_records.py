@@ -10,7 +10,7 @@ from hywu_core.studies import QUESTIONS
 from hywu_core.studies.frame import redraw
 
 RECORDS = Path(studies.__file__).parent / "results"
-KEPT = sorted(path.name for path in RECORDS.iterdir())
+KEPT = sorted(path.parent.name for path in RECORDS.glob("*/result.json"))
 
 
 def test_records_are_of_studies():

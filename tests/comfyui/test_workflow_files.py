@@ -7,6 +7,7 @@ from itertools import combinations
 import pytest
 from PIL import Image
 
+from .drawn.sheet import note_text
 from .workflows import WORKFLOWS, read_workflow
 
 TITLE = 30  # of a node, above its position
@@ -30,6 +31,12 @@ def test_its_thumbnail_is_a_small_picture(path):
     thumbnail = path.with_suffix(".jpg")
     assert min(Image.open(thumbnail).size) >= 300
     assert thumbnail.stat().st_size < 150_000
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_its_note_is_the_one_it_is_drawn_with(path):
+    notes = [node for node in read_workflow(path)["nodes"] if node["type"] == "MarkdownNote"]
+    assert [note["widgets_values"] for note in notes] == [[note_text(path.stem)]]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

@@ -49,7 +49,19 @@ def _finish(sheet: Sheet, samples: Node, vae: Link, picture: str, note_height: f
     sheet.note("What you need", height=note_height)
 
 
-def _qwen(sheet: Sheet, release: str, weights: str, shift: float, steps: int, cfg: float) -> None:
+def _qwen(
+    sheet: Sheet, release: str, weights: str, shift: float, steps: int, cfg: float, method: str | None = None
+) -> None:
+    """method: how the model is told of its source images, where its file need not say so."""
+
+    def encode(name: str, **words: Link) -> Link:
+        encoded = sheet.add("TextEncodeQwenImageEditPlus", title=name, **words, **parts)[0]
+        if method is None:
+            return encoded
+        settings = {"conditioning": encoded, "reference_latents_method": method}
+        title = f"Reference method, {name.lower()}"
+        return sheet.add("FluxKontextMultiReferenceLatentMethod", title=title, **settings)[0]
+
     photo, words = _photograph(sheet, "Give the picture the light of a late afternoon in autumn")
     backbone = _load(sheet, "UNETLoader", "diffusion_models", f"{_EDIT}/diffusion_models/{weights}")
     text = f"{_QWEN}/text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors"
@@ -59,8 +71,7 @@ def _qwen(sheet: Sheet, release: str, weights: str, shift: float, steps: int, cf
     sheet.column("Encode")
     scaled = sheet.add("FluxKontextImageScale", image=photo)
     parts = {"clip": clip, "vae": vae, "image1": scaled[0]}
-    positive = sheet.add("TextEncodeQwenImageEditPlus", title="Positive", prompt=words, **parts)
-    negative = sheet.add("TextEncodeQwenImageEditPlus", title="Negative", **parts)
+    positive, negative = encode("Positive", prompt=words), encode("Negative")
     latent = sheet.add("VAEEncode", pixels=scaled[0], vae=vae)
     sheet.add("HYWU_SaveAdapter", title="Save Adapter (muted)", muted=True, adapter=adapter[0])
     sheet.column("Sample")
@@ -70,8 +81,8 @@ def _qwen(sheet: Sheet, release: str, weights: str, shift: float, steps: int, cf
     samples = sheet.add(
         "KSampler",
         model=normed[0],
-        positive=positive[0],
-        negative=negative[0],
+        positive=positive,
+        negative=negative,
         latent_image=latent[0],
         steps=steps,
         cfg=cfg,
@@ -88,7 +99,8 @@ def qwen_image_edit_2509(sheet: Sheet) -> None:
 
 def qwen_image_edit_2511(sheet: Sheet) -> None:
     """Qwen-Image-Edit 2511, as its stock graph without the Lightning LoRA."""
-    _qwen(sheet, "2511", "qwen_image_edit_2511_bf16.safetensors", shift=3.1, steps=40, cfg=3.0)
+    weights = "qwen_image_edit_2511_bf16.safetensors"
+    _qwen(sheet, "2511", weights, shift=3.1, steps=40, cfg=3.0, method="index_timestep_zero")
 
 
 def flux1_kontext(sheet: Sheet) -> None:

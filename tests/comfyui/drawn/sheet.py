@@ -54,6 +54,12 @@ class Node:
         return Link(self.id, slot, output["type"])
 
 
+def note_text(name: str) -> str:
+    """A workflow's own note, from `notes/NAME.md`; lines of a paragraph are joined."""
+    text = (NOTES / f"{name}.md").read_text(encoding="utf-8").strip()
+    return re.sub(r"(?<!\n)\n(?=[^\s#|-])(?!\d+\. )", " ", text)
+
+
 @dataclass
 class Sheet:
     """Nodes from left to right in columns, each column from top to bottom."""
@@ -144,10 +150,8 @@ class Sheet:
         return Node(entry["id"], entry)
 
     def note(self, title: str, height: float) -> None:
-        """The workflow's own note, from `notes/NAME.md`; lines of a paragraph are joined."""
+        """The workflow's own note."""
         color, background = NOTE
-        text = (NOTES / f"{self.name}.md").read_text(encoding="utf-8").strip()
-        text = re.sub(r"(?<!\n)\n(?=[^\s#|-])(?!\d+\. )", " ", text)
         entry = {
             "id": len(self._entries) + 1,
             "type": "MarkdownNote",
@@ -161,7 +165,7 @@ class Sheet:
             "title": title,
             "color": color,
             "bgcolor": background,
-            "widgets_values": [text],
+            "widgets_values": [note_text(self.name)],
         }
         self._place(entry, height)
 

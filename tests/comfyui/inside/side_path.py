@@ -85,7 +85,7 @@ def forwards(patcher: ModelPatcher) -> list[str]:
 def stock(
     patcher: ModelPatcher, file: Path, strength: float, loader: str = "load_lora_for_models"
 ) -> ModelPatcher:
-    """The patcher of stock's "Load LoRA (Model)", or of its bypass sibling."""
+    """The patcher of stock's LoRA loader for models, or of its bypass sibling."""
     return getattr(comfy.sd, loader)(patcher, None, comfy.utils.load_torch_file(str(file)), strength, 0)[0]
 
 

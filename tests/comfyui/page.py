@@ -29,6 +29,8 @@ _CELLS = """(() => {
     })));
 })()"""
 
+_EMPTY = (1200, 850)  # where nothing opens under the pointer
+
 
 # Elements on nodes follow the graph some frames later.
 _FRAMES = """new Promise((done) => {
@@ -95,6 +97,24 @@ class Page:
         """What the page would save as a file."""
         return self.evaluate("window.app.graph.serialize()")
 
+    def settle(self) -> None:
+        """Wait until what is on the screen has followed the graph."""
+        self.evaluate(_FRAMES)
+
+    def click_beside(self) -> None:
+        """Click empty canvas, on which the page looks whether the workflow has changed."""
+        self.browser.click(*_EMPTY)
+        self.settle()
+
+    def command(self, name: str) -> None:
+        """What a key or a menu's entry does: "Comfy.Undo"."""
+        self.evaluate(f"window.app.extensionManager.command.execute('{name}')")
+        self.settle()
+
+    def modified(self) -> bool:
+        """Whether the workflow's tab says that it has changed."""
+        return self.evaluate("window.app.extensionManager.workflow.activeWorkflow.isModified")
+
     def wait_for_view(self, kind: str, seconds: float = 120) -> None:
         """Until a node of ours shows something, and it is on the screen."""
         self.wait_for(f"!!{_widget(kind)}", seconds)
@@ -106,7 +126,7 @@ class Page:
             "(() => { const { canvas } = window.app; canvas.ds.scale = 1;"
             f" canvas.centerOnNode({_node(kind)}); canvas.setDirty(true, true); }})()"
         )
-        self.evaluate(_FRAMES)
+        self.settle()
 
     def shows(self, kind: str) -> bool:
         """Whether a node of ours shows something."""
@@ -139,7 +159,7 @@ class Page:
 
     def screenshot(self, path: Path) -> Path:
         """The window, when the notice that a run is done is gone."""
-        self.browser.point(1200, 850)  # where nothing opens under it
+        self.browser.point(*_EMPTY)
         self.evaluate("new Promise(done => setTimeout(done, 6000))")
         return self.browser.screenshot(path)
 

@@ -41,12 +41,14 @@ class StandIn:
     """Serves on loopback from a thread of its own; a context manager.
 
     prompts: what was queued. pause_before: the kind of message before which a run waits for `go_on`.
+    silent: nodes whose outputs it does not send.
     """
 
     def __init__(self, interface: Path) -> None:
         self.interface = interface
         self.prompts: list[dict[str, Any]] = []
         self.pause_before: str | None = None
+        self.silent: set[str] = set()
         self.url = ""
         self._answers: dict[str, Any] = _read("answers.json")
         self._run: list[Message] = _read("run.json")
@@ -122,6 +124,8 @@ class StandIn:
         self._may_go_on.clear()
         waited = False
         for message in self._run:
+            if message["type"] == "executed" and message["data"]["node"] in self.silent:
+                continue
             if message["type"] == self.pause_before and not waited:
                 await self._may_go_on.wait()
                 waited = True

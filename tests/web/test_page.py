@@ -184,6 +184,100 @@ def test_reports_are_shown_and_replaced_and_the_node_grows_but_never_shrinks(pag
     assert page.evaluate(f"{NODE.format(SAVE)}.size[1]") == 900
 
 
+def saved(page: Page, kind: str = GENERATE) -> dict:
+    """What a file would hold of a node."""
+    return next(node for node in page.workflow()["nodes"] if node["type"] == kind)
+
+
+@pytest.fixture(params=[False, True], ids=["canvas", "vue"])
+def quickstart(request, page, standin):
+    """The quickstart when the page has made nodes as large as it likes; core's report nothing."""
+    page.open_template("quickstart")
+    nodes = page.workflow()["nodes"]
+    standin.silent = {str(node["id"]) for node in nodes if not node["type"].startswith("HYWU_")}
+    if request.param:
+        page.use_vue_nodes()
+    page.settle()
+    page.click_beside()
+    yield page
+    standin.silent = set()
+    page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+
+
+def test_a_run_leaves_the_workflow_as_it_was(quickstart):
+    page = quickstart
+    before, modified = page.workflow()["nodes"], page.modified()
+    page.run()
+    page.wait_for_view(GENERATE)
+    page.click_beside()
+    assert page.workflow()["nodes"] == before
+    assert page.modified() == modified
+    size = saved(page)["size"]
+    assert page.evaluate(f"{NODE.format(GENERATE)}.size[1]") > size[1] + 100
+    assert page.evaluate(f"[...{NODE.format(GENERATE)}.clone().size]") == size
+    page.evaluate(f"window.app.loadGraphData({json.dumps(page.workflow())})")
+    page.settle()
+    assert not page.shows(GENERATE)
+    assert page.evaluate(f"[...{NODE.format(GENERATE)}.size]") == size
+
+
+def test_what_was_undone_after_a_run_can_be_redone(quickstart):
+    page = quickstart
+    titles = [saved(page, SAVE)["title"], "once", "twice"]
+    for title in titles[1:]:
+        page.evaluate(f"(() => {{ {NODE.format(SAVE)}.title = '{title}'; }})()")
+        page.click_beside()
+    page.run()
+    page.wait_for_view(GENERATE)
+    page.click_beside()
+    for command, title in (("Undo", 1), ("Undo", 0), ("Redo", 1), ("Redo", 2)):
+        page.command(f"Comfy.{command}")
+        page.wait_for_view(GENERATE)
+        page.click_beside()
+        assert saved(page, SAVE)["title"] == titles[title]
+
+
+def test_a_height_that_the_user_gives_a_node_is_saved(page, node):
+    node(GENERATE)
+    size = f"{NODE.format(GENERATE)}.size"
+    width = saved(page)["size"][0]
+    execute(page, GENERATE, [table()], ["1 LoRA"])
+    needed = page.evaluate(f"{size}[1]")
+    for height in (needed + 100, needed, needed + 1):
+        page.evaluate(f"{NODE.format(GENERATE)}.setSize([{width}, {height}])")
+        assert saved(page)["size"] == [width, height]
+        execute(page, GENERATE, [table()], ["1 LoRA"])
+        page.settle()
+        assert page.evaluate(f"[...{size}]") == saved(page)["size"] == [width, height]
+
+
+def test_a_node_as_high_as_its_view_follows_it_and_stays_as_it_was_in_the_file(page, node):
+    node(GENERATE)
+    height = f"{NODE.format(GENERATE)}.size[1]"
+    width, own = saved(page)["size"]
+    execute(page, GENERATE, [table()], ["1 LoRA"] * 4)
+    long = page.evaluate(height)
+    execute(page, GENERATE, [table()], ["1 LoRA"])
+    assert own < page.evaluate(height) < long
+    page.evaluate(f"{NODE.format(GENERATE)}.setSize([{width + 300}, {height}])")
+    page.settle()
+    assert saved(page)["size"] == [width + 300, own]
+
+
+def test_a_collapsed_node_that_reports_is_not_changed_in_the_file(page, node):
+    node(GENERATE)
+    own = saved(page)["size"]
+    page.evaluate(f"{NODE.format(GENERATE)}.collapse()")
+    execute(page, GENERATE, [table()], ["1 LoRA"])
+    page.settle()
+    assert saved(page)["size"] == own
+    page.evaluate(f"{NODE.format(GENERATE)}.collapse()")
+    page.wait_for_view(GENERATE)
+    page.settle()
+    assert page.evaluate(f"{NODE.format(GENERATE)}.size[1]") > own[1]
+    assert saved(page)["size"] == own
+
+
 @pytest.mark.parametrize("sent", [table(), json.dumps(table())], ids=["object", "text"])
 def test_outputs_that_come_with_a_workflow_are_shown(page, node, sent):
     """As when it is opened from the history, of older versions too, or in another tab of the page."""

@@ -56,11 +56,13 @@ function showOutput(node, output) {
   const known = node.widgets?.find((widget) => widget.name === WIDGET);
   if (!known && !output?.hywu_heat_map?.length && !output?.hywu_report?.length) return;
   const widget = known ?? addView(node);
+  const own = ownHeight(node, widget); // asked before the view needs another height
   widget.hywu.show(output);
-  fit(node, widget);
+  fit(node, widget, own);
 }
 
 function addView(node) {
+  const own = node.size[1];
   const view = new NodeView(words(), node.type !== BESIDE);
   const height = () => {
     const needed = view.height(node.size[0] - 2 * MARGIN);
@@ -77,16 +79,40 @@ function addView(node) {
   });
   widget.serialize = false; // this one keeps it out of the file, the option out of the prompt
   widget.hywu = view;
+  widget.hywuHeight = { own, seen: node.size[1] };
+  const { onSerialize } = node;
+  node.onSerialize = function (saved) {
+    onSerialize?.apply(this, arguments);
+    saved.size = [saved.size[0], ownHeight(this, widget)];
+  };
   letTheGraphMove(view.element);
   return widget;
 }
 
-/** Grow the node where it is too small, never shrink what the user has made large. */
-function fit(node, widget) {
-  const needed = node.computeSize()[1];
-  if (node.size[1] < needed) node.setSize([node.size[0], needed]);
+/** Make the node as high as its view needs, never lower than the user has made it. */
+function fit(node, widget, own) {
+  if (!node.flags.collapsed) {
+    const height = Math.max(own, node.computeSize()[1]);
+    if (node.size[1] !== height) node.setSize([node.size[0], height]);
+    widget.hywuHeight.seen = node.size[1];
+  }
   widget.hywu.draw();
   node.setDirtyCanvas?.(true, true);
+}
+
+/**
+ * The height that a workflow saves: the node's without what its view makes it grow. If a run changed it, that would be
+ * an edit to undo, and the file would open with a gap. A new height with room to spare is one that the user gave it.
+ */
+function ownHeight(node, { hywuHeight: height, element }) {
+  const now = node.size[1];
+  if (node.flags.collapsed) return Math.min(height.own, now); // Vue's nodes are of no height then
+  const room = globalThis.LiteGraph?.vueNodesMode
+    ? element.offsetHeight > parseFloat(element.style.minHeight) + 1
+    : now > node.computeSize()[1];
+  if (now < height.own || (now !== height.seen && room)) height.own = now;
+  height.seen = now;
+  return height.own;
 }
 
 /** Wheel and middle button do over a view what they do over the graph, as over core's text fields. */

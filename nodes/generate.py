@@ -21,7 +21,7 @@ from .sockets import CATEGORY, AdapterSocket, ConditionSocket, GeneratorSocket, 
 
 logger = logging.getLogger("hywu")
 
-_HEAT_MAPS = 8
+_HEAT_MAPS = 8  # of a batch
 
 
 class GenerateLoRA(io.ComfyNode):
@@ -104,6 +104,8 @@ class GenerateLoRA(io.ComfyNode):
             f"{len(adapter)} targets: {adapter.batch - n_kept} generated, {n_kept} from the cache",
             *bounded,
         ]
+        if adapter.batch > _HEAT_MAPS:
+            report.append(f"Heat maps of the first {_HEAT_MAPS}; Inspect Adapter shows the others")
         for line in report:
             logger.info("Generate LoRA: %s", line)
         ui = {"hywu_report": report, "hywu_heat_map": as_shown(tables)}

@@ -77,14 +77,18 @@ class SigLIP2Encoder:
         Its id is its hub name, or the folder's own. Raises HywuError when it is not there, is no SigLIP2
         model, lacks weights, or has a name that generators cannot find it by.
         """
+        from huggingface_hub import snapshot_download
         from transformers import AutoModel, AutoTokenizer
 
-        id = _id_of(model)
+        id, place = _id_of(model), str(model)
         local = {"local_files_only": not allow_download, "trust_remote_code": False}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(model), **local)
+            if not allow_download and not Path(model).is_dir():
+                # By its name transformers would ask the hub for this and that, whatever it is told.
+                place = snapshot_download(place, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(place, **local)
             weights, report = AutoModel.from_pretrained(
-                str(model), **local, use_safetensors=True, output_loading_info=True
+                place, **local, use_safetensors=True, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             hint = "" if allow_download else ", or allow the download"

@@ -59,7 +59,8 @@ MAY_SEE = {
     "nodes": GROUND | GENERATION | {"heat_map", "apply", "embedded"},
 }
 
-INSIDE_COMFYUI = {"torch", "safetensors", "transformers", "tokenizers", "einops", "numpy", "PIL"}
+INSIDE_COMFYUI = {"torch", "safetensors", "transformers", "einops", "numpy", "PIL"}
+INSIDE_COMFYUI |= {"tokenizers", "huggingface_hub"}  # which transformers brings
 # What some rooms may import beyond that; a bare ComfyUI never opens them (nodes it does, in its own company).
 FROM_OUTSIDE = {
     "data": {"pyarrow", "tomli", "yaml"},

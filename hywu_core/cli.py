@@ -37,12 +37,20 @@ def command(main: Callable[[], int]) -> int:
     except OSError as error:
         full = error.errno == errno.ENOSPC
         sentence = f"{'The disk is full' if full else error.strerror or error}: {error.filename or error}."
-    except RuntimeError as error:  # torch's, of a device
-        if "out of memory" not in str(error).lower():
+    except RuntimeError as error:
+        if (lacking := lacking_memory(error)) is None:
             raise
-        sentence = f"{'. '.join(str(error).split('. ')[:3])}."  # what was wanted, and what there is
+        sentence = f"{lacking}."
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
     return BAD_INPUT
+
+
+def lacking_memory(error: RuntimeError) -> str | None:
+    """What a device lacked memory for: what was wanted, there in all, and free; None for other errors."""
+    said = str(error)
+    if not (type(error).__name__ == "OutOfMemoryError" or "out of memory" in said.lower()):
+        return None
+    return ". ".join(said.split(". ")[:3]).rstrip(".")
 
 
 def quoted(path: Path) -> str:

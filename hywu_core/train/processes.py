@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..cli import BAD_INPUT, INTERRUPTED
+from ..cli import BAD_INPUT, INTERRUPTED, lacking_memory
 from ..errors import HywuError
 
 if TYPE_CHECKING:
@@ -42,12 +42,10 @@ def enough_memory() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error)
-        if not (isinstance(error, torch.OutOfMemoryError) or "out of memory" in said.lower()):
+        if (lacking := lacking_memory(error)) is None:
             raise
-        numbers = ". ".join(said.split(". ")[:3]).rstrip(".")  # wanted, there in all, free
         raise HywuError(
-            f"{numbers}. Take a smaller --batch-size, more micro-batches (--set accumulate=N), "
+            f"{lacking}. Take a smaller --batch-size, more micro-batches (--set accumulate=N), "
             "--recompute or a quantised backbone (--quantize); --plan says how much."
         ) from error
 

@@ -121,10 +121,8 @@ def apply_adapter(
     servings, report = [_Serving(adapter, branches)], []
     if negative is not None:
         servings = [_Serving(adapter, branches & {True}), _Serving(negative, branches & {False})]
-        if idle := [side for side in (True, False) if side not in branches]:
-            report.append(
-                f"The LoRA for {_named(frozenset(idle))} is not used: the branch is {where.branch}."
-            )
+        if idle := _BRANCHES["both"] - branches:
+            report.append(f"The LoRA for {_named(idle)} is not used: the branch is {where.branch}.")
         servings = [serving for serving in servings if serving.branches]
     for serving in servings:
         serving.places = find_places(patcher.model, list(serving.adapter))

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
 
+def shift_time(time: Tensor, shift: float) -> Tensor:
+    """Times in [0, 1] moved towards noise where `shift` is more than 1 (arXiv 2403.03206, 5.3.2)."""
+    return shift * time / (1 + (shift - 1) * time)
+
+
 @dataclass(frozen=True)
 class FlowSchedule:
     """A `FlowMatchEulerDiscreteScheduler` by its config."""
@@ -37,7 +42,7 @@ class FlowSchedule:
         scheduler = self._scheduler()
         if scheduler.config.use_dynamic_shifting:
             return scheduler.time_shift(self._mu(n_tokens), 1.0, time)
-        return scheduler.shift * time / (1 + (scheduler.shift - 1) * time)
+        return shift_time(time, scheduler.shift)
 
     def _scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         from diffusers import FlowMatchEulerDiscreteScheduler

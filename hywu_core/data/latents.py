@@ -86,9 +86,12 @@ class LatentPool:
 
     @torch.no_grad()
     def _encode(self, autoencoder: TinyAutoencoder, images: Tensor) -> Tensor:
+        if self._half is torch.bfloat16:
+            # The order in which a CPU convolves in 16 bits: two to three times quicker than planes.
+            images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, self._half, enabled=self._half is not None):
             latents = autoencoder.encode(images)
-        return latents.to(torch.float16)
+        return latents.to(torch.float16, memory_format=torch.contiguous_format)
 
     def sample(self, batch_size: int, generator: torch.Generator, weights: Tensor | None = None) -> EditBatch:
         """A batch of one image size; `weights` (operations,) makes some operations likelier."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..backbones.embedded import EmbeddedBackbone
 from ..backbones.packing import count_tokens
+from ..backbones.schedule import shift_time
 from ..conditions import Condition
 from ..conditions.embedded import CONDITION_DIM, EmbeddedConditionEncoder, embedded_condition
 from ..data.instructions import require_phrases
@@ -51,6 +52,7 @@ class HywuTrainingConfig(AdaptingConfig):
     segment: int = 0  # channels C of a parameter token; 0: the largest that divides all dims
     targets: tuple[str, ...] = ()  # patterns of the linears that are adapted; none: all inside the blocks
     noise_levels: int = 2
+    shift: float = 1.0  # more than 1 draws more of the times near noise, where what the edit is, is decided
     adaptation: str = "hywu"  # of `adaptation.KINDS`
     wordings: int = 1  # held-out phrases of each operation in the closing measurement
     area: int = WORKING_AREA  # pixels of the photographs in the closing measurement
@@ -66,6 +68,8 @@ class HywuTrainingConfig(AdaptingConfig):
             )
         super().__post_init__()
         require_positive(self, "rank", "d_model", "n_layers", "n_heads", "wordings", "area")
+        if not 0 < self.shift < math.inf:
+            raise HywuError(f"shift is {self.shift}; it must be a positive number.")
         require_phrases("wordings", self.wordings, "held_out", self.operations, ("en",))
         if self.segment < 0:
             raise HywuError(f"segment is {self.segment}; it must be at least 1, or 0 for the default.")
@@ -161,6 +165,10 @@ class HywuTask(AdaptingTask):
     def velocity(self, x: Tensor, time: Tensor, inputs: EmbeddedInputs) -> Tensor:
         """The embedded FLUX."""
         return self._run(x, time, inputs.source, inputs.text)
+
+    def shifted(self, time: Tensor, target: Tensor) -> Tensor:
+        """By the config's `shift`."""
+        return shift_time(time, self.config.shift)
 
     def tokens_per_row(self, batch: Edits) -> int:
         """Of the embedded FLUX."""

@@ -1,6 +1,7 @@
 """Settings that make no sense are refused where they are given, in a sentence with the number."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hywu_core.errors import HywuError
 from hywu_core.generator import load_generator
 from hywu_core.train import recipes
 from hywu_core.train.config import TrainConfig
-from hywu_core.train.hywu import HywuTrainingConfig
+from hywu_core.train.hywu import HywuTask, HywuTrainingConfig
 from hywu_core.train.share import Dealing
 from hywu_core.train.world import WorldConfig
 
@@ -48,6 +49,8 @@ def test_a_process_of_many_tries_its_own_gpu(monkeypatch):
         ("rank", 0),
         ("noise_levels", 0),
         ("photos", 0),
+        ("shift", 0.0),
+        ("shift", math.nan),
     ],
 )
 def test_generator_settings_are_checked(name, value):
@@ -62,6 +65,16 @@ def test_operations_in_focus_come_more_often():
     assert found == [0.5, 2.0, 1.0, 4.0]
     with pytest.raises(HywuError, match="no operation 'tornado' to focus on"):
         HywuTrainingConfig(focus=("blur", "tornado"))
+
+
+def test_times_of_training_move_towards_noise_only_where_that_is_asked():
+    time = torch.tensor([0.0, 0.25, 0.5, 1.0])
+
+    def shifted(**settings):
+        return HywuTask.shifted(SimpleNamespace(config=HywuTrainingConfig(**settings)), time, time)
+
+    assert torch.equal(shifted(), time)
+    torch.testing.assert_close(shifted(shift=3.0), torch.tensor([0.0, 0.5, 0.75, 1.0]))
 
 
 @pytest.mark.parametrize(

@@ -46,4 +46,5 @@ def test_edits_encoded_in_16_bits_are_nearly_the_same():
         return drawn.sample(8, torch.Generator().manual_seed(1)).target
 
     full, half = pool(False), pool(True)
+    assert half.is_contiguous()
     assert 0 < (half - full).std() < 0.01 * full.std()

@@ -49,6 +49,11 @@ class StudyConfig:
             raise HywuError(f"seed is {self.seed}; it must be between 0 and 2^32 - 1.")
         resolve_device(self.device)
 
+    @property
+    def computes_on(self) -> torch.device:
+        """The device that `device` names here."""
+        return resolve_device(self.device)
+
     def require_positive(self, *names: str) -> None:
         """HywuError unless these fields are at least 1."""
         require_positive(self, *names)

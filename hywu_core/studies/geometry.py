@@ -21,7 +21,6 @@ from tqdm import tqdm
 from ..conditions.embedded import embedded_condition, image_tokens
 from ..data.augment import is_chinese
 from ..data.photo_ops import OPS
-from ..devices import resolve_device
 from ..generate import generate
 from ..lora import Adapter
 from ..pipeline import HywuPipeline
@@ -135,7 +134,7 @@ class _Maker:
 
     def __init__(self, config: GeometryConfig) -> None:
         self.config = config
-        device = resolve_device(config.device)
+        device = config.computes_on
         self.pipeline = HywuPipeline.from_embedded(config.generator, device)
         self.encoders = EditMaker(device)
         self.spec = self.pipeline.generator.spec

@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from ..backbones.embedded import EmbeddedBackbone
 from ..data.photo_ops import OPS
-from ..devices import resolve_device
 from ..lora import Adapter, LoraSpec
 from ..train.objective import sample_times
 from .cosines import analyse
@@ -149,7 +148,7 @@ class _Taker:
 
     def __init__(self, config: GradientsConfig, work: Work) -> None:
         self.config, self.work = config, work
-        device = resolve_device(config.device)
+        device = config.computes_on
         self.backbone, self.maker = EmbeddedBackbone.load(device=device), EditMaker(device)
         self.spec = LoraSpec.from_module(self.backbone.transformer, rank=config.rank, alpha=config.rank)
         self.start = fresh_adapter(self.spec, 1, config.seed, self.maker.device)

@@ -22,7 +22,6 @@ import torch
 
 from ..conditions import Condition
 from ..conditions.embedded import embedded_condition
-from ..devices import resolve_device
 from ..errors import HywuError
 from ..lora import Adapter
 from ..pipeline import HywuPipeline
@@ -138,7 +137,7 @@ class Lab:
 
     def __init__(self, config: LabConfig, operations: Sequence[str]) -> None:
         self.config, self.operations = config, tuple(operations)
-        self.device = resolve_device(config.device)
+        self.device = config.computes_on
 
     @cached_property
     def world(self) -> EmbeddedWorld:

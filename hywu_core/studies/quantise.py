@@ -19,12 +19,11 @@ from tqdm import tqdm
 
 from ..data.metrics import psnr
 from ..data.photo_ops import OPS
-from ..devices import resolve_device
 from ..embedded import GENERATOR
 from ..generator import load_generator
 from ..generator.quantize import QuantizedLinear, integer_products
 from ..lora import Adapter
-from ..pipeline import HywuPipeline
+from ..pipeline import DEFAULT_STEPS, HywuPipeline
 from ..train.world import EditCase, held_out_cases
 from .frame import OfGenerator, Result, Study, option
 from .work import Work
@@ -46,7 +45,7 @@ class QuantiseConfig(OfGenerator):
 
     photos: int = option(4, "held-out photographs, at most", quick=1)
     every: int = option(1, "take every so many-th of the operations that the generator learned", quick=4)
-    steps: int = option(8, "sampling steps")
+    steps: int = option(DEFAULT_STEPS, "sampling steps")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,7 +170,7 @@ def summarise(rows: Sequence[Compared]) -> dict[str, float]:
 def run(config: QuantiseConfig, work: Work) -> Result:
     """Measure."""
     path = config.generator if config.generator is not None else GENERATOR
-    pipeline = HywuPipeline.from_embedded(path, resolve_device(config.device))
+    pipeline = HywuPipeline.from_embedded(path, config.computes_on)
     size, provenance = n_bytes(pipeline.generator), pipeline.generator.provenance
     operations = [name for name, op in OPS.items() if op.split == "hywu"][:: config.every]
     cases = held_out_cases(operations, 1, config.photos)

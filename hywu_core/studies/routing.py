@@ -22,9 +22,8 @@ from tqdm import tqdm
 from ..data.instructions import LANGUAGES, SPLITS, require_phrases
 from ..data.metrics import psnr
 from ..data.photo_ops import OPS, exact
-from ..devices import resolve_device
 from ..embedded.autoencoder import TinyAutoencoder
-from ..pipeline import HywuPipeline
+from ..pipeline import DEFAULT_STEPS, HywuPipeline
 from ..train.world import EditCase, held_out_cases, judge
 from .frame import OfGenerator, Result, Study, option
 from .statistics import Interval, cell, clustered_interval
@@ -39,7 +38,7 @@ class RoutingConfig(OfGenerator):
     photos: int = option(4, "held-out photographs, at most", quick=1)
     wordings: int = option(2, "phrases of each operation, language and split", quick=1)
     every: int = option(1, "ask for every so many-th operation; all stay candidates", quick=5)
-    steps: int = option(8, "sampling steps", quick=4)
+    steps: int = option(DEFAULT_STEPS, "sampling steps", quick=4)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,7 +165,7 @@ SUBSETS: dict[str, Callable[[Routed], bool]] = {
 
 def run(config: RoutingConfig, work: Work) -> Result:
     """Measure, photograph by photograph."""
-    pipeline = HywuPipeline.from_embedded(config.generator, resolve_device(config.device))
+    pipeline = HywuPipeline.from_embedded(config.generator, config.computes_on)
     operations = tuple(OPS)[:: config.every]
     routed: list[Routed] = []
     for split in SPLITS:

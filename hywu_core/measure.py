@@ -11,7 +11,8 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,6 +92,17 @@ def in_turns(
             if number >= warm_up:
                 seconds[name].append(clock() - start)
     return Rounds({name: tuple(values) for name, values in seconds.items()})
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Compute on a CPU with `count` threads, None: as many as before; afterwards all is as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def synchronize(device: torch.device | str) -> None:

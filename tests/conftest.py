@@ -1,8 +1,10 @@
-"""What was not tested, by name: a skip that nobody reads is a test that nobody has."""
+"""What all tests share: none changes the next, and what was not tested is told by name."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,6 +34,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         torch = pytest.importorskip("torch")
         if not torch.cuda.is_available():
             pytest.skip("no GPU here: torch.cuda is not available")
+
+
+@pytest.fixture(autouse=True)
+def as_many_threads_as_before() -> Iterator[None]:
+    """A test that leaves torch with another number of threads changes the last bits of all later ones."""
+
+    def count() -> int | None:
+        torch = sys.modules.get("torch")
+        return torch.get_num_threads() if torch is not None else None
+
+    before = count()
+    yield
+    assert before in (None, count()), f"the test leaves {count()} threads; there were {before}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,7 +8,7 @@ from hywu_core.bench.sizes import SIZES, work
 from hywu_core.conditions import Condition
 from hywu_core.generator import ParameterGenerator
 from hywu_core.generator.release_config import read_config
-from hywu_core.measure import Matmul, Rounds, Spread, in_turns, matmul_ceiling, peak_extra_bytes
+from hywu_core.measure import Matmul, Rounds, Spread, in_turns, matmul_ceiling, peak_extra_bytes, threads
 from hywu_core.report import megabytes, table
 
 MIB = 2**20
@@ -26,6 +26,14 @@ def test_the_peak_counts_what_is_there_at_once_and_forgets_what_is_gone():
     assert peak_extra_bytes(run) == pytest.approx(5 * MIB, abs=4096)
     assert peak_extra_bytes(lambda: before.add_(1)) < 4096
     assert peak_extra_bytes(lambda: before + 1) == pytest.approx(50 * MIB, abs=4096)
+
+
+@pytest.mark.parametrize("count", [None, 1, 3])
+def test_afterwards_there_are_as_many_threads_as_before(count):
+    before = torch.get_num_threads()
+    with threads(count):
+        assert torch.get_num_threads() == (count or before)
+    assert torch.get_num_threads() == before
 
 
 def test_contenders_take_turns_and_warm_up_is_not_counted():

@@ -22,7 +22,7 @@ from ..errors import HywuError, require_positive
 from ..generator import ParameterGenerator
 from ..generator.model import KEEP_START_BYTES
 from ..generator.release_config import read_config
-from ..measure import Run, in_turns, matmul_ceiling, peak_extra_bytes
+from ..measure import Run, in_turns, matmul_ceiling, peak_extra_bytes, threads
 from ..report import machine, megabytes, table
 from . import official, parity
 from . import plan as planning
@@ -82,9 +82,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"bench": "plan", "config": arguments.config, "batch": arguments.batch, "plans": plan}
     dtype = arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     _require_memory(arguments.config, plan, dtype, device)
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    return _measure(arguments, size, settings, device, dtype)
+    with threads(arguments.threads):
+        return _measure(arguments, size, settings, device, dtype)
 
 
 def report(result: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ import torch
 from ..cli import require
 from ..devices import resolve_device
 from ..errors import HywuError, require_positive
-from ..measure import Matmul, Run, in_turns, peak_extra_bytes
+from ..measure import Matmul, Run, in_turns, peak_extra_bytes, threads
 from ..report import machine, megabytes, table
 from ..train.plan_trace import Ledger
 from .train_steps import SIZES, Ours, Plain, Thrifty, TrainingStep, draw
@@ -62,8 +62,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise HywuError(f"accumulate is {accumulate}; it must divide the {conditions} LoRAs of a step.")
     require("diffusers")
     device = resolve_device(arguments.device)
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+    with threads(arguments.threads):
+        return _measure(arguments, accumulate, device)
+
+
+def _measure(arguments: argparse.Namespace, accumulate: int, device: torch.device) -> dict[str, Any]:
     size, precision = SIZES[arguments.size], "bf16" if arguments.bf16 else "fp32"
     # Each contender takes one step to count its work, one for its memory, and one to warm up.
     batches = [draw(size, arguments.noise_levels, seed, device) for seed in range(arguments.steps + 3)]

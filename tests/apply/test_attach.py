@@ -129,7 +129,12 @@ def test_gradients_reach_a_and_b_of_every_target_and_nothing_else(model):
 
 
 def test_gradients_equal_those_of_merged_weights(model):
-    adapter, x = adapter_for(model, requires_grad=True), inputs(2)
+    x = tuple(each.double() for each in inputs(2))
+    random = adapter_for(model.double())
+    adapter = Adapter(
+        {n: tuple(each.double().requires_grad_() for each in pair) for n, pair in random.items()},
+        random.scale,
+    )
     with attach(model, adapter):
         model(*x).square().sum().backward()
     weights = {

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+SERVERS = ("tests/comfyui/", "tests/web/", "tests/test_registry.py")
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Full depth on the newest ComfyUI there is, the essentials on the others.
@@ -26,6 +28,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=spared)
         left_out = set(spared)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2` one process has all that needs servers, which are costly; files are not split."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Halves(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "servers" if nodeid.startswith(SERVERS) else nodeid.partition("::")[0]
+
+    return Halves(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

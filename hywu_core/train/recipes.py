@@ -81,7 +81,7 @@ def _generator(config: TrainConfig, settings: Settings, processes: Processes) ->
             **_adapting(settings),
         ),
         WorldConfig(
-            sizes_about(settings["pixels"]),
+            sizes_about(settings["pixels"], settings["shapes"]),
             settings["crops"],
             settings["variants"],
             half=config.precision == "bf16",
@@ -176,7 +176,7 @@ def _recipes() -> tuple[Recipe, ...]:
             TrainConfig(steps=1900, batch_size=128, lr=2e-3, warmup=150, precision="bf16"),
             _generator,
             {"base_share": 0.3, "rank": 8, "n_layers": 3, "mlp_ratio": 1.0}
-            | {"noise_levels": 4, "shift": 1.0, "crops": 96, "variants": 1, "pixels": 256}
+            | {"noise_levels": 4, "shift": 1.0, "crops": 96, "variants": 1, "pixels": 256, "shapes": 0}
             | {"focus": "", "focus_share": 3.0}  # operations, with commas between, that come more often
             | {"init": "", "compile": False}  # init: a generator file to start from
             | ADAPTING,

@@ -33,15 +33,20 @@ FULL_SIZES = ((256, 256), (256, 256), (224, 288), (288, 224), (192, 336), (336, 
 _SMALLEST = 96
 
 
-def sizes_about(pixels: int) -> tuple[tuple[int, int], ...]:
+def sizes_about(pixels: int, shapes: int = 0) -> tuple[tuple[int, int], ...]:
     """The shapes of FULL_SIZES, of about pixels x pixels: smaller pictures are cheaper to learn from.
 
-    Raises HywuError for less than 96, where rounding would make squares of them.
+    shapes: how many different ones, in that order: fewer are sooner encoded and compiled; 0: as they are.
+    Raises HywuError for less than 96 pixels, where rounding would make squares of all, and for other counts.
     """
     if pixels < _SMALLEST:
         raise HywuError(f"pixels is {pixels}; it must be at least {_SMALLEST}.")
+    different = tuple(dict.fromkeys(FULL_SIZES))
+    if not 0 <= shapes <= len(different):
+        raise HywuError(f"shapes is {shapes}; it must be from 1 to {len(different)}, or 0 for all.")
+    chosen = different[:shapes] if shapes else FULL_SIZES
     scale = pixels / math.sqrt(WORKING_AREA)
-    return tuple(tuple(round(n * scale / MULTIPLE) * MULTIPLE for n in size) for size in FULL_SIZES)
+    return tuple(tuple(round(n * scale / MULTIPLE) * MULTIPLE for n in size) for size in chosen)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,15 @@ def test_smaller_pictures_keep_their_shapes():
         sizes_about(95)
 
 
+def test_fewer_shapes_are_different_ones():
+    assert sizes_about(256, 3) == ((256, 256), (224, 288), (288, 224))
+    assert sizes_about(128, 2) == ((128, 128), (112, 144))
+    assert set(sizes_about(256, 7)) == set(FULL_SIZES)
+    for shapes in (-1, 8):
+        with pytest.raises(HywuError, match=f"shapes is {shapes}; it must be from 1 to 7, or 0 for all"):
+            sizes_about(256, shapes)
+
+
 def test_wordings_that_do_not_exist_are_not_left_out_in_silence():
     both = ("en", "zh")
     assert len(held_out_cases(["warm"], 3, 1, 96 * 96, languages=both)) == 6

@@ -112,6 +112,7 @@ def test_a_row_group_is_decoded_once_however_many_images_an_edit_has(tmp_path, m
 def test_the_ending_of_a_table_may_be_in_capitals(written, tmp_path):
     written.to_parquet(tmp_path / "train.PARQUET")
     check(PairedDataset.load(tmp_path / "train.PARQUET"))
+    check(PairedDataset.load(tmp_path))
 
 
 def test_what_save_to_disk_writes(written, tmp_path):

@@ -25,7 +25,6 @@ _FILE = re.compile(
     r"(?:(.+)_)?file_names?"
 )  # file_name is column image, input_image_file_name is input_image
 _SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}")
-_PARQUET = "[!.]*.parquet"  # not ._train.parquet, which macOS leaves on foreign disks
 _FIRST = ("train", "training")  # of several splits, the one to train on
 
 
@@ -79,7 +78,7 @@ def find_tables(folder: Path, options: Options) -> list[Path]:
         entries = only_dictionaries(files, f"{folder / 'state.json'}: _data_files")
         _refuse_split(options, folder)
         return [folder / text_of(entry, "filename", str(folder / "state.json")) for entry in entries]
-    found = sorted(folder.glob(_PARQUET)) or sorted((folder / "data").glob(_PARQUET))
+    found = _parquet(folder) or _parquet(folder / "data")
     splits = {match[1] for path in found if (match := _SPLIT.fullmatch(path.stem))}
     if splits:
         split = _choose_split(sorted(splits), options, folder)
@@ -87,6 +86,12 @@ def find_tables(folder: Path, options: Options) -> list[Path]:
     elif found:
         _refuse_split(options, folder)
     return found
+
+
+def _parquet(folder: Path) -> list[Path]:
+    """The parquet files in a folder, but for ._train.parquet, which macOS leaves on foreign disks."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in files if path.suffix.lower() == ".parquet" and path.name[0] != ".")
 
 
 def _refuse_split(options: Options, folder: Path) -> None:

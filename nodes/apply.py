@@ -23,8 +23,9 @@ class ApplyLoRA(io.ComfyNode):
             node_id="HYWU_ApplyLoRA",
             display_name="Apply Generated LoRA",
             category=CATEGORY,
-            description="Runs the model with the generated LoRA beside it. Base weights are never patched: "
-            "another LoRA for the next image costs nothing, and a batch can have one for each image.",
+            description="Runs the model with the generated LoRA beside it. As a side path it patches no "
+            "base weight: another LoRA for the next image costs nothing, and a batch can have one for each "
+            "image.",
             inputs=[
                 io.Model.Input("model", tooltip="The model the generator was made for."),
                 AdapterSocket.Input(

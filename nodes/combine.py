@@ -50,7 +50,8 @@ class CombineAdapters(io.ComfyNode):
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="0: exact, the ranks add up. Else the nearest LoRA of at most this rank.",
+                    tooltip="0: exact; what is mixed, added or averaged has the sum of the ranks. "
+                    "Else the nearest LoRA of at most this rank.",
                 ),
             ],
             outputs=[

@@ -30,7 +30,7 @@ def add_arguments(parse: argparse.ArgumentParser) -> None:
     """What there is to say about the machines of a run that is only planned."""
     group = parse.add_argument_group(
         "a plan before a run",
-        f"for --recipe {', '.join(size_names())}; all else on the command line means what it means in a run.",
+        f"for --recipe {', '.join(size_names())}; the other flags about a step mean what they mean in a run.",
     )
     group.add_argument("--plan", action="store_true", help="print memory, work, traffic and time of a step")
     group.add_argument(

@@ -19,6 +19,7 @@ _DISTRIBUTIONS = {  # where pip's name is not the module's
     "skimage": "scikit-image",
     "flip_evaluator": "flip-evaluator",
 }
+_CPU_ALLOCATOR = "DefaultCPUAllocator"  # what begins torch's sentence where the machine has no memory left
 BAD_INPUT, INTERRUPTED = 2, 130  # 130: as a shell reports a program ended by Ctrl-C
 
 
@@ -37,6 +38,8 @@ def command(main: Callable[[], int]) -> int:
     except OSError as error:
         full = error.errno == errno.ENOSPC
         sentence = f"{'The disk is full' if full else error.strerror or error}: {error.filename or error}."
+    except MemoryError as error:
+        sentence = f"{str(error) or 'There is not enough memory'}."
     except RuntimeError as error:
         if (lacking := lacking_memory(error)) is None:
             raise
@@ -48,6 +51,8 @@ def command(main: Callable[[], int]) -> int:
 def lacking_memory(error: RuntimeError) -> str | None:
     """What a device lacked memory for: what was wanted, there in all, and free; None for other errors."""
     said = str(error)
+    if (start := said.find(_CPU_ALLOCATOR)) >= 0 and "memory" in said[start:]:
+        return said[start:].rstrip(".")
     if not (type(error).__name__ == "OutOfMemoryError" or "out of memory" in said.lower()):
         return None
     return ". ".join(said.split(". ")[:3]).rstrip(".")

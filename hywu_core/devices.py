@@ -22,6 +22,11 @@ def resolve_device(name: str) -> torch.device:
         raise HywuError(f"The device '{name}' is not available here: {reason}") from error
 
 
+def use_tf32(allowed: bool) -> None:
+    """Whether products of float32 tensors may be computed with 10 bits of mantissa, as recent GPUs can."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
 def _own(name: str) -> str:
     """Of "cuda", the GPU that this process of torchrun's will have: what it tried would keep some memory."""
     place = int(os.environ.get("LOCAL_RANK", "0"))

@@ -31,6 +31,25 @@ def fails(error):
             ),
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB.",
         ),
+        (
+            RuntimeError(
+                "[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+                "tried to allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes. "
+            "Error code 12 (Cannot allocate memory).",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."
+            ),
+            "DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
+        ),
+        (
+            MemoryError("Unable to allocate 7.28 TiB for an array"),
+            "Unable to allocate 7.28 TiB for an array.",
+        ),
+        (MemoryError(), "There is not enough memory."),
         (PermissionError(errno.EACCES, "Permission denied", "a.png"), "Permission denied: a.png."),
     ],
 )

@@ -8,7 +8,7 @@ modules work as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 import torch
@@ -24,8 +24,15 @@ from .experts import Experts
 class Attachment:
     """An adapter on a model; a context manager. Made by `attach`."""
 
-    def __init__(self, model: nn.Module, adapter: Adapter, strength: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        strength: float = 1.0,
+        copies: Callable[[str], int] | None = None,
+    ) -> None:
         self._places = _find_places(model, adapter)
+        self._copies = {name: copies(name) if copies is not None else 1 for name in self._places}
         self._paths = {name: SidePath() for name in self._places}
         self._sites = [site for name, path in self._paths.items() for site in self._places[name].sites(path)]
         self._strength = float(strength)
@@ -103,12 +110,12 @@ class Attachment:
         if adapter.requires_grad:
             self._own_tensors = False
             for name, path in self._paths.items():
-                path.A, path.B = adapter[name]
+                path.A, path.B = self._laid_out(name, adapter)
             return
         # Not inside inference mode: its tensors could not be copied into later, outside of it.
         with torch.inference_mode(False), torch.no_grad():
             for name, path in self._paths.items():
-                A, B = adapter[name]
+                A, B = self._laid_out(name, adapter)
                 if self._own_tensors and path.A.shape == A.shape and path.B.shape == B.shape:
                     path.A.copy_(A)
                     path.B.copy_(B)
@@ -117,8 +124,19 @@ class Attachment:
                     path.A, path.B = _own(A, weight), _own(B, weight)
         self._own_tensors = True
 
+    def _laid_out(self, name: str, adapter: Adapter) -> tuple[Tensor, Tensor]:
+        """A and B with an entry for each share of the rows that the target sees."""
+        A, B = adapter[name]
+        copies = self._copies[name] if adapter.batch > 1 else 1
+        return (A, B) if copies == 1 else (torch.cat([A] * copies), torch.cat([B] * copies))
 
-def attach(model: nn.Module, adapter: Adapter, strength: float = 1.0) -> Attachment:
+
+def attach(
+    model: nn.Module,
+    adapter: Adapter,
+    strength: float = 1.0,
+    copies: Callable[[str], int] | None = None,
+) -> Attachment:
     """Add the adapter's update to the linears of `model` that it names; return the handle that takes it off.
 
         with attach(model, adapter, strength=0.8): model(...)
@@ -128,12 +146,15 @@ def attach(model: nn.Module, adapter: Adapter, strength: float = 1.0) -> Attachm
     rows, k consecutive rows each. Gradients flow to A and B if they require grad. A target with an expert
     axis goes to the experts of that name, see `experts.py`.
 
+    copies: of a target's name, how many times it sees the whole batch, one after another (1 by default): a
+        backbone that computes something at several times has such linears.
+
     With activation checkpointing, keep the attachment until after `backward`, which runs the forward again.
     With torch.compile, attach once and `swap`: a new attachment is a new graph.
 
     Raises `HywuError`, before anything is changed, if the model lacks a target or its dims differ.
     """
-    return Attachment(model, adapter, strength)
+    return Attachment(model, adapter, strength, copies)
 
 
 class _Linear:

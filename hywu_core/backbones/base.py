@@ -190,6 +190,10 @@ class EditBackbone(nn.Module, ABC):
         """What the transformer computes in, quantised or not."""
         return self.transformer.dtype
 
+    def copies(self, target: str) -> int:
+        """For `attach`: how many times a linear of the transformer sees the batch, one after another."""
+        return 1
+
     def backbone_info(self) -> dict[str, str]:
         """What a generator's file says about this backbone."""
         return {"kind": self.kind, "id": self.id}

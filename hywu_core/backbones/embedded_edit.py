@@ -25,6 +25,8 @@ from .inputs import EMBEDS, MASK
 from .loading import Parts
 from .schedule import FlowSchedule
 
+_MASKS = b"silence is a token"  # of the fingerprint: how masks are made, for what was encoded before
+
 
 class EmbeddedEncoders(EditEncoders):
     """The embedded autoencoder and text encoder; float32."""
@@ -36,7 +38,7 @@ class EmbeddedEncoders(EditEncoders):
     def __init__(self, device: torch.device) -> None:
         self.id, self.device, self.dtype = BACKBONE.stem, device, torch.float32
         files = (AUTOENCODER.read_bytes(), TEXT_ENCODER.read_bytes())
-        self.fingerprint = hashlib.sha256(b"".join(files)).hexdigest()[:16]
+        self.fingerprint = hashlib.sha256(b"".join((*files, _MASKS))).hexdigest()[:16]
         self.autoencoder = TinyAutoencoder.load(device=device)
         self.pipeline = EmbeddedTextEncoder.load().to(device)
 
@@ -51,7 +53,10 @@ class EmbeddedEncoders(EditEncoders):
     def encode_text(self, prompt: str, controls: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """One token for the sentence and one for every piece; those that are not real are zero."""
         text = self.pipeline.encode([prompt], silent=True)
-        return {EMBEDS: text.tokens, MASK: text.mask, POOLED: text.pooled}
+        # Silence is one token, of zeros: a generator that reads this text needs something to read.
+        mask = text.mask.clone()
+        mask[:, 0] = True
+        return {EMBEDS: text.tokens, MASK: mask, POOLED: text.pooled}
 
 
 class EmbeddedEditBackbone(FluxKontext):

@@ -105,6 +105,11 @@ class QwenImageEdit(EditBackbone):
             }
         )
 
+    def copies(self, target: str) -> int:
+        """2511 modulates its pictures at time zero, beside the noisy one at its own: twice the batch."""
+        at_both_times = target.startswith("time_text_embed.") or ".img_mod." in target
+        return 2 if at_both_times and self.transformer.config.get("zero_cond_t") else 1
+
     def arguments(self, x: Tensor, time: Tensor, inputs: EditInputs, guidance: float) -> dict[str, Any]:
         """As `QwenImageEditPlusPipeline` calls it; a mask only where prompts were padded."""
         images = [x, *inputs.controls]

@@ -133,9 +133,13 @@ class AdaptingTask(Task):
         if adapter is None:
             return
         if self._attachment is None:
-            self._attachment = attach(self.transformer, adapter)
+            self._attachment = self.attach(adapter)
         else:
             self._attachment.swap(adapter)
+
+    def attach(self, adapter: Adapter) -> Attachment:
+        """The adapter on the backbone."""
+        return attach(self.transformer, adapter)
 
     def release(self) -> None:
         """Take the last adapter off, before the backbone is used for anything else."""

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..apply import attach
 from ..backbones.sampling import seeded_noise
 from ..errors import HywuError
 from .shown import Shown
@@ -103,7 +102,7 @@ class HeldOut:
     def _adapted(self, edit: Edits) -> AbstractContextManager:
         device = self.task.device
         adapter = self.task.adaptation.adapter(edit.condition.to(device), edit.tasks.to(device))
-        return nullcontext() if adapter is None else attach(self.task.transformer, adapter)
+        return nullcontext() if adapter is None else self.task.attach(adapter)
 
     def _decoded(self, latents: Tensor) -> Tensor:
         return self.decode(latents)[0].float().cpu()

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..devices import resolve_device
+from ..devices import resolve_device, use_tf32
 from ..errors import HywuError
 from ..generator import ParameterGenerator
 from .average import Average
@@ -118,7 +118,7 @@ def train(
     require_storage()
     parallel = parallel or Parallel()
     device = resolve_device(config.device)
-    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+    use_tf32(config.precision == "tf32")
     # cuDNN's attention reads out of bounds in backward (torch 2.11, H100, bf16, 544 tokens); others do not.
     torch.backends.cuda.enable_cudnn_sdp(False)
     # Shapes repeat, so searching for the best kernel pays.

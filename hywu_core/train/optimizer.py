@@ -51,6 +51,8 @@ def update(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> 
             group["lr"] = rate
     if config.weights != "bf16":
         optimizer.step()
+        # A fused step writes without counting, and what was computed from the weights would seem up to date.
+        torch.autograd.graph.increment_version(list(trained(optimizer)))
         return
     torch.manual_seed((config.seed * _PER_STEP + step) % 2**63)
     # torchao compiles the update of a parameter; on a CPU that takes longer than it saves.

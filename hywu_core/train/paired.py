@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..apply import Attachment, attach
 from ..backbones.base import EditBackbone
 from ..backbones.inputs import EMBEDS, EditInputs
 from ..backbones.packing import count_tokens
 from ..data.paired.sampler import Batches
 from ..errors import require_positive
+from ..lora import Adapter
 from ..storage import atomic_folder
 from .adaptation import Adaptation, export
 from .adapting import AdaptingConfig, AdaptingTask, Edits
@@ -105,6 +107,10 @@ class PairedTask(AdaptingTask):
     def velocity(self, x: Tensor, time: Tensor, inputs: EditInputs) -> Tensor:
         """The backbone's."""
         return self._run(x, time, inputs)
+
+    def attach(self, adapter: Adapter) -> Attachment:
+        """As the backbone lays out its rows."""
+        return attach(self.transformer, adapter, copies=self.backbone.copies)
 
     def tokens_per_row(self, batch: Edits) -> int:
         """Text, noisy and control tokens."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..devices import use_tf32
 from ..images import save_image, sheet
 from ..measure import Matmul, matmul_ceiling
 from ..storage import atomic_path
@@ -112,14 +113,15 @@ def device_peak(device: torch.device, precision: str) -> float:
     """
     if device.type != "cuda":
         return 0.0
+    use_tf32(precision == "tf32")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return max(matmul_ceiling([Matmul(8192, 8192, 8192)], device, dtype, rounds=3).values())
 
 
 def memory_bytes() -> int | None:
     """Memory of this process: the most it has had of a GPU, else what it has of the machine, if known."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if torch.cuda.is_available() and (used := torch.cuda.max_memory_allocated()):
+        return used
     if find_spec("psutil") is None:
         return None
     import psutil

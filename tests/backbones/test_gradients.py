@@ -65,3 +65,24 @@ def test_edit_2511_sees_its_pictures_at_time_zero(tmp_path):
     assert backbone.transformer.config.zero_cond_t
     assert backbone(x, time, edit).shape == x.shape
     assert gradients(backbone)["transformer_blocks.0.attn.to_q"].any()
+
+
+def test_edit_2511_modulates_every_edit_by_its_own_lora(tmp_path):
+    folder = write_qwen_image_edit(tmp_path / "2511", zero_cond_t=True)
+    backbone = backbone_class("qwen_image_edit").load_transformer(folder, dtype=torch.float32)
+    spec = LoraSpec.from_module(backbone.transformer, include=("*img_mod*", "time_text_embed*"), rank=2)
+    random = torch.Generator().manual_seed(2)
+    weights = {
+        t.name: tuple(torch.randn(2, *s, generator=random) * 0.3 for s in ((2, t.d_in), (t.d_out, 2)))
+        for t in spec.targets
+    }
+    adapter, (x, time, edit) = Adapter(weights, spec.scale), inputs()
+    with attach(backbone.transformer, adapter, copies=backbone.copies):
+        together = backbone(x, time, edit)
+    for row in range(2):
+        one = slice(row, row + 1)
+        alone = EditInputs({n: t[one] for n, t in edit.text.items()}, tuple(c[one] for c in edit.controls))
+        with attach(backbone.transformer, adapter.select(row), copies=backbone.copies):
+            torch.testing.assert_close(
+                backbone(x[one], time[one], alone), together[one], rtol=1e-4, atol=1e-5
+            )

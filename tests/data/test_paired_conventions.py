@@ -239,6 +239,18 @@ def test_a_folder_of_targets_with_control_folders_that_are_named(tmp_path):
     assert normal(PairedDataset.load(tmp_path / "set", options), tmp_path) == expected
 
 
+def test_a_control_folder_inside_may_be_named_from_elsewhere(tmp_path, monkeypatch):
+    image(tmp_path / "set" / "cat.png"), text(tmp_path / "set" / "cat.txt", "x")
+    image(tmp_path / "set" / "deep" / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    options = Options(control_folders=(Path("set/deep"),))
+    (edit,) = PairedDataset.load(tmp_path / "set", options)
+    assert Path(edit.target.path) == tmp_path / "set" / "cat.png"
+    assert [Path(control.path).resolve() for control in edit.controls] == [
+        tmp_path / "set" / "deep" / "cat.png"
+    ]
+
+
 def test_an_ending_of_captions_needs_no_dot(tmp_path):
     two_folders(tmp_path)
     options = Options(control_folders=(tmp_path / "sources",), caption_ending="txt")

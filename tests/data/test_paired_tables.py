@@ -115,6 +115,23 @@ def test_the_ending_of_a_table_may_be_in_capitals(written, tmp_path):
     check(PairedDataset.load(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train.parquet", "test.parquet"),
+        ("train-00000-of-00001-9fd9f23e2b1cb397.parquet", "test-00000-of-00001-0123456789abcdef.parquet"),
+    ],
+)
+def test_other_splits_are_not_trained_on(train, test, written, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "data").mkdir()
+    written.to_parquet(tmp_path / "data" / train)
+    datasets.Dataset.from_list([written[0]], features=written.features).to_parquet(tmp_path / "data" / test)
+    check(PairedDataset.load(tmp_path))
+    check(PairedDataset.load(tmp_path, Options(split="train")))
+    check(PairedDataset.load(tmp_path, Options(split="test")), [0])
+
+
 def test_what_save_to_disk_writes(written, tmp_path):
     written.save_to_disk(tmp_path / "set", num_shards=2)
     check(PairedDataset.load(tmp_path / "set"))

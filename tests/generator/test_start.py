@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from hywu_core.conditions import Condition
+from hywu_core.train.config import TrainConfig
+from hywu_core.train.optimizer import update
 
 from .test_model import assert_same, difference
 
@@ -51,11 +53,12 @@ def test_anew_after_any_of_its_weights_was_written_to(trained, condition, name):
     assert_same(after, copy.deepcopy(trained)(condition), rtol=1e-5, atol=1e-5)
 
 
-def test_anew_after_a_training_step(trained, condition):
+@pytest.mark.parametrize("fused", [False, True])  # one kernel for all weights, as on a GPU, counts no writes
+def test_anew_after_a_training_step(trained, condition, fused):
     before = run(trained, condition)
-    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=0.1, fused=fused)
     sum(t.square().sum() for pair in trained(condition).values() for t in pair).backward()
-    optimizer.step()
+    update(optimizer, TrainConfig(lr=0.1), step=0)
     after = run(trained, condition)
     assert difference(before, after) > 1e-3
     assert_same(after, trained(condition), rtol=1e-3, atol=1e-3)

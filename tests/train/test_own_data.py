@@ -129,6 +129,11 @@ def test_the_embedded_backbone_learns_somebodys_edit(data, train):
     assert "held-out edits the flow-matching loss is" in (out / "result.txt").read_text(encoding="utf-8")
 
 
+def test_the_embedded_backbone_reads_silence_in_its_own_text(data, train):
+    out = train("embedded", data, "--encoder", "backbone", "--set", "prompt_dropout=0.5", steps=2)
+    assert load_generator(out / "hywu_generator.safetensors").n_parameters
+
+
 @pytest.mark.parametrize(
     ("adaptation", "files"),
     [

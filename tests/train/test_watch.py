@@ -8,7 +8,7 @@ from PIL import Image
 
 from hywu_core.train.report import Readings, StepReport
 from hywu_core.train.shown import Shown
-from hywu_core.train.watch import METRICS, SAMPLES, TENSORBOARD, RunWatch
+from hywu_core.train.watch import METRICS, SAMPLES, TENSORBOARD, RunWatch, device_peak, memory_bytes
 
 
 def report(step, seconds=0.5, **scalars):
@@ -25,6 +25,27 @@ def scalars_of(folder):
 
     events = EventAccumulator(str(folder / TENSORBOARD)).Reload()
     return {name: {e.step: e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}
+
+
+def test_what_a_device_can_do_is_measured_in_the_precision_of_the_run(monkeypatch):
+    def ceiling(products, device, dtype, rounds):
+        return {
+            products[0]: {torch.bfloat16: 3.0}.get(dtype)
+            or float(torch.get_float32_matmul_precision() == "high")
+        }
+
+    monkeypatch.setattr("hywu_core.train.watch.matmul_ceiling", ceiling)
+    device, before = torch.device("cuda"), torch.get_float32_matmul_precision()
+    try:
+        assert [device_peak(device, precision) for precision in ("fp32", "tf32", "bf16")] == [0.0, 1.0, 3.0]
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_memory_is_the_machines_where_there_is_a_gpu_that_was_not_used(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
+    assert memory_bytes() > 10_000_000
 
 
 def test_every_step_is_a_line_and_a_point_in_tensorboard(tmp_path):

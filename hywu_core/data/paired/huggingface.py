@@ -24,7 +24,11 @@ USES = ("base", "target_column", "control_columns", "prompt_column")  # options
 _FILE = re.compile(
     r"(?:(.+)_)?file_names?"
 )  # file_name is column image, input_image_file_name is input_image
-_SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}")
+_SPLIT = re.compile(
+    r"(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?"  # older `datasets` put a hash at the end
+    r"|(train(?:ing)?|val(?:id(?:ation)?)?|dev|eval|test(?:ing)?)",
+    re.IGNORECASE,
+)
 _FIRST = ("train", "training")  # of several splits, the one to train on
 
 
@@ -79,13 +83,19 @@ def find_tables(folder: Path, options: Options) -> list[Path]:
         _refuse_split(options, folder)
         return [folder / text_of(entry, "filename", str(folder / "state.json")) for entry in entries]
     found = _parquet(folder) or _parquet(folder / "data")
-    splits = {match[1] for path in found if (match := _SPLIT.fullmatch(path.stem))}
-    if splits:
-        split = _choose_split(sorted(splits), options, folder)
-        found = [path for path in found if (match := _SPLIT.fullmatch(path.stem)) and match[1] == split]
+    splits = [_split_of(path) for path in found]
+    if any(splits):
+        split = _choose_split(sorted({name for name in splits if name}), options, folder)
+        found = [path for path, name in zip(found, splits, strict=True) if name == split]
     elif found:
         _refuse_split(options, folder)
     return found
+
+
+def _split_of(path: Path) -> str | None:
+    """Which split a table is, or is a part of, by its name."""
+    match = _SPLIT.fullmatch(path.stem)
+    return (match[1] or match[2]) if match else None
 
 
 def _parquet(folder: Path) -> list[Path]:

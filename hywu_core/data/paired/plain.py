@@ -28,7 +28,8 @@ _NOT_TARGETS = re.compile(
 def read(folder: Path, options: Options, into: Collector) -> None:
     """Fill `into` from a folder of targets, or one that holds folders of targets and controls."""
     target, controls = find_folders(folder, options)
-    deep = not any(control.is_relative_to(target) for control in controls)  # controls inside are no targets
+    # Controls inside are no targets.
+    deep = not any(control.resolve().is_relative_to(target.resolve()) for control in controls)
     add_folders(target, controls, options, into, deep)
 
 

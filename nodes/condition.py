@@ -112,7 +112,8 @@ class EncodeCondition(io.ComfyNode):
                 f"The encoder {info.get('id')} of this generator looks at a picture; connect an image."
             )
         encoder = encoder_for(loaded, download[0])
-        return _output(replace(encoder.encode(*edits), encoder=info.get("id")))
+        # ComfyUI keeps what a node gives, and would not count it if it were on a GPU.
+        return _output(replace(encoder.encode(*edits).to("cpu"), encoder=info.get("id")))
 
 
 def _instructions(prompt: list[str], per_line: bool) -> list[str]:

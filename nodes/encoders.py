@@ -43,9 +43,12 @@ def encoder_for(generator: LoadedGenerator, download: bool = False) -> Condition
     HywuError for one that this version does not have or that is not there.
     """
     info = generator.generator.encoder_info
-    if info.get("kind") == EmbeddedConditionEncoder.kind:
-        return embedded_encoder()
     key = repr(sorted(info.items()))
+    if info.get("kind") == EmbeddedConditionEncoder.kind:
+        if key not in generator.encoders:
+            EmbeddedConditionEncoder.recognise(info)
+            generator.encoders[key] = LoadedEncoder(embedded_encoder(), None)
+        return embedded_encoder()
     loaded = generator.encoders.get(key) or _shared.get(key) or _load(generator, download)
     _shared[key] = generator.encoders[key] = loaded
     if loaded.patcher is not None:

@@ -47,8 +47,10 @@ class LoadAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, adapter_name: str) -> FileStates:
-        """Load again when the file was replaced, or the configuration of its PEFT folder."""
+    def fingerprint_inputs(cls, adapter_name: str | None) -> FileStates:
+        """Load again when the file was replaced, or its PEFT folder's configuration; None: linked."""
+        if adapter_name is None:
+            return ()
         path = _path(adapter_name)
         return states([path, path.with_name(CONFIG)])
 

@@ -69,8 +69,10 @@ class LoadGenerator(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, generator_name: str, precision: str = AS_STORED) -> FileStates:
-        """Load again when a file was replaced, by a longer training say."""
+    def fingerprint_inputs(cls, generator_name: str | None, precision: str | None = AS_STORED) -> FileStates:
+        """Load again when a file was replaced, by a longer training say; of a linked name None is known."""
+        if generator_name is None:
+            return ()
         path = _path(generator_name)
         return states(path.iterdir() if path.is_dir() else [path])
 

@@ -17,6 +17,7 @@ from ..errors import HywuError
 from .adapter import Adapter, Pair
 from .norm_table import NormTable, arrange
 
+_CANCELLED = 1e-12  # of the terms of a sum in doubles: below it, the sum is their rounding
 _NOISE = 1e-6  # of the norms: below it, a float32 update and its copy are the same
 
 
@@ -88,4 +89,7 @@ def _inner(name: str, first: Mapping[str, Pair], second: Mapping[str, Pair]) -> 
             f"{B.shape[-2]} with {len(A)} expert(s) in one and {C.shape[-1]} -> {D.shape[-2]} with {len(C)} "
             "in the other."
         )
-    return float(((B.mT @ D) * (A @ C.mT)).sum())
+    products = (B.mT @ D) * (A @ C.mT)
+    inner = float(products.sum())
+    # What is left of products that cancel, of a LoRA less itself say, is rounding of either sign.
+    return 0.0 if abs(inner) < _CANCELLED * float(products.abs().sum()) else inner

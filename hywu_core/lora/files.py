@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 
@@ -110,11 +110,11 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         told = told_by(header)
-        factors = from_file(tensors, _before_names(told))
         if scaling is None and not any(key.endswith(".alpha") for key in tensors):
             scaling = embedded_config(header)
+        factors = from_file(tensors, _before_names(told), scaling.scale if scaling else None)
         told.setdefault("key_format", format_of(tensors))
-        return _import(factors, scaling.scale if scaling else None, told).check()
+        return _import(factors, told).check()
     except HywuError as error:
         raise HywuError(f"{path.name}: {error}") from error
 
@@ -126,17 +126,12 @@ def _before_names(told: Mapping[str, str]) -> str | None:
     return "" if told.get("key_format") == "native" else None
 
 
-def _import(
-    factors: Mapping[str, Factors], peft_scale: Callable[[str, int], float] | None, told: Mapping[str, str]
-) -> Adapter:
+def _import(factors: Mapping[str, Factors], told: Mapping[str, str]) -> Adapter:
     """One adapter of all factors: one dtype, one rank, and one scale where they agree on it."""
     dtype = _dtype_of(factors)
     rank = max(f.A.shape[-2] for f in factors.values())
     beside = number_in(told, "scale")
-    scales = {
-        name: beside * (peft_scale(name, f.A.shape[-2]) if peft_scale else f.scale)
-        for name, f in factors.items()
-    }
+    scales = {name: beside * f.scale for name, f in factors.items()}
     shared = next(iter(scales.values())) if len(set(scales.values())) == 1 else None
     weights = {}
     for name, f in factors.items():

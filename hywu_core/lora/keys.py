@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -108,10 +109,15 @@ def to_file(factors: Mapping[str, Factors], key_format: KeyFormat) -> dict[str, 
     return tensors
 
 
-def from_file(tensors: Mapping[str, Tensor], before: str | None = None) -> dict[str, Factors]:
+def from_file(
+    tensors: Mapping[str, Tensor],
+    before: str | None = None,
+    scale: Callable[[str, int], float] | None = None,
+) -> dict[str, Factors]:
     """Find target names and factors in the tensors of a LoRA file of any of the formats above.
 
     before: what the file is known to have before each bare target name, which may look like anything.
+    scale: of a module, by the file's name for it and its rank there, where no alpha says it.
 
     Text encoder parts are skipped with a warning. Raises `HywuError` if there are no factors, if one of a
     pair is missing, or if there are other kinds of tensors (DoRA, LoKr, biases): never half an adapter.
@@ -133,6 +139,8 @@ def from_file(tensors: Mapping[str, Tensor], before: str | None = None) -> dict[
             "The file holds no LoRA: none of its tensors is a lora_A, lora_B, lora_down or lora_up."
         )
     modules = {module: _factors(module, parts) for module, parts in halves.items()}
+    if scale is not None:
+        modules = {m: replace(f, scale=scale(m, f.A.shape[-2])) for m, f in modules.items()}
     return _renamed(modules) if before is None else modules
 
 

@@ -41,7 +41,10 @@ def save_numbered(
 
     Raises `HywuError` for a prefix that is empty, leads out of the folder, or has what Windows refuses.
     """
-    stem = _stem(folder, prefix)
+    return _save(_stem(folder, prefix), suffix, write)
+
+
+def _save(stem: Path, suffix: str, write: Callable[[Path], object]) -> Path:
     with made_folder(stem.parent):
         try:
             number = _highest(stem) + 1
@@ -59,11 +62,15 @@ def save_numbered(
 def save_all_numbered(
     folder: str | os.PathLike[str], prefix: str, suffix: str, writes: Iterable[Callable[[Path], object]]
 ) -> list[Path]:
-    """`save_numbered` for each of `writes`; when one fails, those written before it are removed again."""
-    with made_folder(_stem(folder, prefix).parent), ExitStack() as undo:
+    """`save_numbered` for each of `writes`; when one fails, those written before it are removed again.
+
+    All have the time of the first in their name.
+    """
+    stem = _stem(folder, prefix)
+    with made_folder(stem.parent), ExitStack() as undo:
         paths = []
         for write in writes:
-            paths.append(save_numbered(folder, prefix, suffix, write))
+            paths.append(_save(stem, suffix, write))
             undo.callback(_remove, paths[-1])
         undo.pop_all()
     return paths

@@ -19,6 +19,10 @@ def test_what_is_as_it_was_is_not_loaded_again(measured, kind):
     assert measured[f"{kind} untouched"]
 
 
+def test_a_name_that_comes_by_a_link_is_no_reason_to_load_again(measured):
+    assert measured["linked names"]
+
+
 def test_a_peft_folder_is_also_its_configuration(measured):
     """The scale of the LoRA stands in it."""
     assert measured["adapter"]

@@ -79,6 +79,21 @@ def test_a_target_that_one_lacks_counts_as_zero_in_it():
     )
 
 
+@pytest.mark.parametrize("rank", [4, 8, 10, 12, 20])
+def test_an_update_that_cancels_is_nothing(rank):
+    """A LoRA less itself, as Combine Adapters makes it: what is left is rounding of either sign."""
+    random = torch.Generator().manual_seed(rank)
+    A, B = torch.randn(1, rank, 512, generator=random), torch.randn(1, 256, rank, generator=random)
+    nothing = Adapter({"blocks.0.a": (torch.cat([A, A], 1), torch.cat([B, -B], 2))}, 1.0)
+    other = Adapter({"blocks.0.a": (A, B)}, 1.0)
+    found = compare(nothing, other)
+    assert found.cosine is None
+    torch.testing.assert_close(
+        torch.tensor(found.difference.bands[0].norms[0][0]), updates(other, 0)["blocks.0.a"].norm().float()
+    )
+    assert compare(nothing, nothing).difference.bands[0].norms[0][0] == 0
+
+
 def test_adapters_of_different_models_are_refused():
     with pytest.raises(HywuError, match="no target in common"):
         compare(adapter_of(["blocks.0.a"]), adapter_of(["layers.0.a"]))

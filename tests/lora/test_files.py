@@ -281,6 +281,22 @@ def test_a_peft_directory_keeps_the_whole_name_of_a_target(tmp_path_factory, con
     torch.testing.assert_close(update(loaded, containers + name), update(adapter, containers + name))
 
 
+def test_a_peft_folder_of_fused_names_has_the_scale_of_its_own_names_and_ranks(tmp_path):
+    name, width, rank = "double_blocks.0.img_attn.qkv", 6, 3
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    A, B = torch.randn(rank, width), torch.block_diag(*torch.randn(3, width, rank // 3))
+    save_file(
+        {f"base_model.model.{name}.lora_A.weight": A, f"base_model.model.{name}.lora_B.weight": B},
+        folder / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "alpha_pattern": {name: 2 * rank}}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    loaded = load_adapter(folder)
+    whole = torch.cat([update(loaded, f"transformer_blocks.0.attn.to_{part}") for part in "qkv"])
+    torch.testing.assert_close(whole, 2 * B @ A)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

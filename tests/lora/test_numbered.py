@@ -71,6 +71,25 @@ def test_the_time_can_be_part_of_the_name(tmp_path):
     assert before.replace(microsecond=0) <= made <= after
 
 
+def test_a_batch_has_one_time_in_its_names(tmp_path, monkeypatch):
+    class Clock(datetime):
+        ticks = iter(range(60))
+
+        @classmethod
+        def now(cls):
+            return cls(2026, 1, 1, 0, 0, next(cls.ticks))
+
+    monkeypatch.setattr("hywu_core.lora.numbered.datetime", Clock)
+    paths = save_all_numbered(tmp_path, "%second%/x", ".txt", [write("a"), write("b")])
+    assert [path.relative_to(tmp_path.resolve()).as_posix() for path in paths] == [
+        "00/x_00001_.txt",
+        "00/x_00002_.txt",
+    ]
+    with pytest.raises(HywuError, match="No space left"):
+        save_all_numbered(tmp_path, "%second%/x", ".txt", [write("a"), full])
+    assert [path.name for path in tmp_path.iterdir()] == ["00"]
+
+
 @pytest.mark.parametrize(
     "prefix", ["", "  ", ".", "..", "../x", "a/../../x", "..\\x", "/tmp/x", "\\x", "a\0b"]
 )

@@ -40,6 +40,9 @@ shards = [released / f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
 for file in (*shards, peft / "adapter_model.safetensors", peft / "adapter_config.json"):
     written(file, "{}")
 measured = {"adapter untouched": adapter() == adapter(), "generator untouched": generator() == generator()}
+# Of a linked input ComfyUI knows no value yet; an error would have the node run at every prompt.
+linked = {LoadAdapter.fingerprint_inputs(adapter_name=None), LoadGenerator.fingerprint_inputs(None, None)}
+measured["linked names"] = len(linked) == 1
 before = adapter(), generator()
 written(peft / "adapter_config.json", '{"lora_alpha": 8}')
 written(shards[0], "[1]", date=1_000_000_000)

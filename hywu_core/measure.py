@@ -107,9 +107,8 @@ def threads(count: int | None) -> Iterator[None]:
 
 def synchronize(device: torch.device | str) -> None:
     """Wait until everything that was asked of the device is done."""
-    kind = torch.device(device).type
-    if kind != "cpu":
-        getattr(torch, kind).synchronize()  # torch.cuda (ROCm too), torch.mps, torch.xpu
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)  # CUDA (ROCm too), MPS, XPU; of several, the one that is meant
 
 
 def peak_extra_bytes(run: Run, device: torch.device | str = "cpu") -> int | None:

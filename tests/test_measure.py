@@ -8,7 +8,16 @@ from hywu_core.bench.sizes import SIZES, work
 from hywu_core.conditions import Condition
 from hywu_core.generator import ParameterGenerator
 from hywu_core.generator.release_config import read_config
-from hywu_core.measure import Matmul, Rounds, Spread, in_turns, matmul_ceiling, peak_extra_bytes, threads
+from hywu_core.measure import (
+    Matmul,
+    Rounds,
+    Spread,
+    in_turns,
+    matmul_ceiling,
+    peak_extra_bytes,
+    synchronize,
+    threads,
+)
 from hywu_core.report import megabytes, table
 
 MIB = 2**20
@@ -34,6 +43,14 @@ def test_afterwards_there_are_as_many_threads_as_before(count):
     with threads(count):
         assert torch.get_num_threads() == (count or before)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("device", "waited"), [("cpu", []), ("cuda:1", ["cuda:1"]), ("mps", ["mps"])])
+def test_of_several_gpus_the_one_that_computes_is_waited_for(device, waited, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda which=None: seen.append(which))
+    synchronize(device)
+    assert seen == waited
 
 
 def test_contenders_take_turns_and_warm_up_is_not_counted():

@@ -106,10 +106,10 @@ def _why(result: Result) -> list[str]:
     return [
         *lines,
         "",
-        "## The shipped generator",
+        f"## The {_finished(result)}",
         "",
-        "The same LoRAs out of place, of a generator that was trained on all operations, on many more edits "
-        "(its card says how); the base and PG beside them. Intervals are over photographs.",
+        f"The same LoRAs out of place, of a generator{_OF_SHIPPED if _is_shipped(result) else ''}; "
+        "the base and PG beside them. Intervals are over photographs.",
         "",
         *_head(),
         *[_row(name, part) for name, part in shipped["variants"].items()],
@@ -118,6 +118,26 @@ def _why(result: Result) -> list[str]:
         "",
         f"{_energy_told('this generator', shipped['energy'])} {_costs_told(shipped['variants'])}",
     ]
+
+
+_OF_SHIPPED = " that was trained on all operations, on many more edits (its card says how)"
+
+
+def _is_shipped(result: Result) -> bool:
+    return result["config"]["generator"] is None
+
+
+def _finished(result: Result) -> str:
+    """The generator that was not trained here, by its name."""
+    return (
+        "shipped generator"
+        if _is_shipped(result)
+        else f"generator {Path(result['config']['generator']).name}"
+    )
+
+
+def _label(result: Result) -> str:
+    return "shipped" if _is_shipped(result) else "finished"
 
 
 def _energy_told(whose: str, energy: Result) -> str:
@@ -148,14 +168,14 @@ def figure(result: Result, path: Path) -> None:
         panels = drawing.subplots(2, 2, height_ratios=(1, 1.1))
         a = panel(panels[0, 0], "a", "as table 7, trained here: over the base")
         _rows(a, here, table, looks)
-        b = panel(panels[0, 1], "b", "the shipped generator: over the base")
+        b = panel(panels[0, 1], "b", f"the {_finished(result)}: over the base")
         _rows(b, shipped, [name for name in table if name in shipped], looks)
         c = panel(panels[1, 0], "c", "controls: over the base")
         names = [*result["controls"], "PG"]
         for which, marker, color in ((here, "o", PALETTE[0]), (shipped, "D", PALETTE[5])):
             shift = 0.12 if which is here else -0.12
             values = [which[name]["over_base"]["psnr"] for name in names]
-            label = "trained here" if which is here else "shipped"
+            label = "trained here" if which is here else _label(result)
             dots(c, shift - np.arange(len(names)), values, color, marker, label=label, sideways=True)
         c.set_yticks(-np.arange(len(names)), [_WHERE.get(name, name) for name in names])
         c.legend(loc="best")
@@ -188,7 +208,7 @@ def _rows(axes: Axes, variants: Result, names: list[str], looks: dict[str, tuple
 
 def _energy_bars(axes: Axes, result: Result) -> None:
     parts = [*result["energy"], result["shipped"]["energy"]]
-    names = [f"seed {record['seed']}" for record in result["records"]["PG"]] + ["shipped"]
+    names = [f"seed {record['seed']}" for record in result["records"]["PG"]] + [_label(result)]
     left = np.zeros(len(parts))
     labels = {"common": "common to all", "kind": "of the operation", "instance": "of the edit"}
     for (key, label), color, hatch in zip(labels.items(), PALETTE, ("", "///", "..."), strict=False):

@@ -55,12 +55,12 @@ class LoraVectors:
     def __call__(self, adapter: Adapter) -> dict[str, Tensor]:
         """ "factors" and "updates" (P, D), and the norms (P,) of the whole update before the projection."""
         chunks = [adapter.select(slice(i, i + _CHUNK)) for i in range(0, adapter.batch, _CHUNK)]
-        found = [self._chunk(chunk.detach().cpu()) for chunk in chunks]
+        found = [self._chunk(chunk.detach().to("cpu", torch.float32)) for chunk in chunks]
         return {key: torch.cat([part[key] for part in found]) for key in found[0]}
 
     def distortion(self, adapter: Adapter) -> dict[str, dict[str, float]]:
         """What the projections do to squared distances between a few adapters, as parts of them."""
-        adapter = adapter.detach().cpu()
+        adapter = adapter.detach().to("cpu", torch.float32)
         flat = torch.cat([x.flatten(1) for pair in adapter.values() for x in pair], dim=1)
         update = torch.cat([(adapter.scale * (B @ A)).flatten(1) for A, B in adapter.values()], dim=1)
         projected = self(adapter)

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from ..data.metrics import psnr
 from ..data.photo_ops import OPS
 from ..embedded import GENERATOR
+from ..errors import HywuError
 from ..generator import load_generator
-from ..generator.quantize import QuantizedLinear, integer_products
+from ..generator.quantize import QuantizedLinear, integer_products, quantization_of
 from ..lora import Adapter
 from ..pipeline import DEFAULT_STEPS, HywuPipeline
 from ..train.world import EditCase, held_out_cases
@@ -126,7 +127,7 @@ def compare(
 
 def _load(path: Path, device: torch.device, how: dict[str, Any], integers: bool) -> torch.nn.Module:
     """The generator in one of the precisions."""
-    generator = load_generator(path, device=device, **how).eval()
+    generator = load_generator(path, device=device, **{"dtype": torch.float32, **how}).eval()
     for module in generator.modules():
         if isinstance(module, QuantizedLinear):
             module.integer_activations = integers
@@ -171,6 +172,9 @@ def run(config: QuantiseConfig, work: Work) -> Result:
     """Measure."""
     path = config.generator if config.generator is not None else GENERATOR
     pipeline = HywuPipeline.from_embedded(path, config.computes_on)
+    if (kept := quantization_of(pipeline.generator)) is not None:
+        raise HywuError(f"{path} is in {kept} already; compare precisions of the file it was made from.")
+    pipeline.generator = _load(path, pipeline.device, {}, integers=False)  # whatever the file is in
     size, provenance = n_bytes(pipeline.generator), pipeline.generator.provenance
     operations = [name for name, op in OPS.items() if op.split == "hywu"][:: config.every]
     cases = held_out_cases(operations, 1, config.photos)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from ..backbones.embedded import EmbeddedBackbone
@@ -27,6 +26,7 @@ from ..lora import LoraSpec
 from ..tokens import TokenLayout
 from ..tokens.layout import n_tokens
 from ..train.hywu import HywuTrainingConfig
+from ..train.plan_trace import Ledger
 from .compared import budget, by_seed, differences, gathered, means
 from .frame import Result, Study, option
 from .lab import Lab, LabConfig, Learner, Trained
@@ -147,14 +147,14 @@ def costs_of(learners: Iterable[Learner]) -> dict[str, Result]:
     costs, times = {}, {name: [] for name in generators}
     for name, generator in generators.items():
         generator(condition)  # once for what is kept between calls
-        with FlopCounterMode(display=False) as counter:
+        with Ledger() as counted:  # torch's own counter knows nothing of attention on a CPU
             generator(condition)
         layout, spec = generator.layout, generator.spec
         costs[name] = {
             "trained_parameters": generator.n_parameters,
             "generated_parameters": spec.n_parameters,
             "tokens": sum(band.n_layers * sum(n_tokens(band, layout, spec.rank)) for band in spec.bands),
-            "gflop": counter.get_total_flops() / 1e9,
+            "gflop": counted.flop / 1e9,
         }
     for _ in tqdm(range(_ROUNDS), desc="timing generators in turn", unit="round"):
         for name, generator in generators.items():

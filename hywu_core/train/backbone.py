@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..backbones.embedded import EmbeddedBackbone, EmbeddedBackboneConfig
 from ..data.latents import EditBatch
+from ..data.metrics import EQUAL
 from ..data.photo_ops import OPS
 from ..embedded.text import TextFeatures
 from ..images import save_sheet
@@ -71,8 +72,9 @@ class BackboneTask(Task):
             if j.case.photo == 0
         ]
         save_sheet(rows, ("photograph", "edited", "exact result"), out / "before_after.png")
+        untouched = fmean([j.untouched for j in judged if j.untouched < EQUAL])
         return (
             f"On {len(judged)} held-out edits of {len(BASE_OPERATIONS)} operations the backbone reaches "
             f"{fmean([j.score for j in judged]):.2f} dB to the exact result; "
-            f"the untouched photographs are at {fmean([j.untouched for j in judged]):.2f} dB."
+            f"the untouched photographs, where they are to change, are at {untouched:.2f} dB."
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from ..data.metrics import EQUAL
 from ..images import save_sheet
 from .world import Judged
 
@@ -33,7 +34,8 @@ def save_before_after(
 def sentence(adaptation: str, edited: Sequence[Judged], frozen: Sequence[Judged]) -> str:
     """What improved over the frozen base on held-out photographs, in dB."""
     reached, base = fmean([j.score for j in edited]), fmean([j.score for j in frozen])
-    untouched = fmean([j.untouched for j in edited])
+    # What is to stay as it is, is exact when untouched: infinitely good, and nothing to compare with.
+    untouched = fmean([j.untouched for j in edited if j.untouched < EQUAL] or [EQUAL])
     photographs = len({j.case.photo for j in edited})
     operations = len({j.case.operation for j in edited})
     return (

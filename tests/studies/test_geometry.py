@@ -52,6 +52,13 @@ def test_updates_do_not_depend_on_how_they_are_written_as_a_product():
     assert not torch.allclose(one["factors"], other["factors"], atol=1.0)
 
 
+def test_adapters_in_half_precision_are_vectors_too():
+    vectors, adapter = LoraVectors.of(SPEC, 64, seed=0), random_adapter(3)
+    half, whole = vectors(adapter.to(dtype=torch.bfloat16)), vectors(adapter)
+    torch.testing.assert_close(half["norm"], whole["norm"], rtol=1e-2, atol=0)
+    assert vectors.distortion(adapter.to(dtype=torch.bfloat16)).keys() == {"factors", "updates"}
+
+
 def test_distances_are_kept_about_as_they_are():
     vectors, adapter = LoraVectors.of(SPEC, 600, seed=0), random_adapter(12)
     flat = torch.cat([x.flatten(1) for pair in adapter.values() for x in pair], dim=1)

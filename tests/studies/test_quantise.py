@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from hywu_core.embedded import GENERATOR
+from hywu_core.errors import HywuError
+from hywu_core.generator import load_generator, save_generator
 from hywu_core.lora import Adapter
 from hywu_core.pipeline import HywuPipeline
+from hywu_core.studies import quantise
 from hywu_core.studies.quantise import PRECISIONS, Compared, compare, report, summarise, update_errors
 from hywu_core.study import main
 from hywu_core.train.world import held_out_cases
@@ -59,6 +62,20 @@ def test_the_shipped_generator_loses_little(found, name, error, decibels):
     assert part["worst_cosine"] > 0.998
     assert part["worst_to_full_db"] > decibels
     assert abs(part["change_to_exact_db"]) < 0.5
+
+
+def test_what_is_compared_with_is_float32_whatever_the_file_is_in(tmp_path, monkeypatch):
+    path = save_generator(tmp_path / "bf16.safetensors", load_generator(GENERATOR, dtype=torch.bfloat16))
+    seen = {}
+    monkeypatch.setattr(quantise, "compare", lambda pipeline, *_: seen.update(p=pipeline) or {})
+    found = quantise.run(quantise.QuantiseConfig(generator=path, photos=1, every=40, device="cpu"), None)
+    assert next(seen["p"].generator.parameters()).dtype == torch.float32
+    assert found["float32"]["bytes"] > 1.9 * path.stat().st_size
+    whole = quantise._load(path, torch.device("cpu"), *PRECISIONS["int8"])
+    assert whole.prior_norm.weight.dtype == torch.float32
+    packed = save_generator(tmp_path / "int8.safetensors", whole)
+    with pytest.raises(HywuError, match=r"int8\.safetensors is in int8 already"):
+        quantise.run(quantise.QuantiseConfig(generator=packed, photos=1, device="cpu"), None)
 
 
 def test_a_byte_is_less_than_four(found):

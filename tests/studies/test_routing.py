@@ -1,10 +1,12 @@
 """The routing study: where edits land, counted right, and a report that says what the JSON says."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from hywu_core.data.metrics import EQUAL
 from hywu_core.data.photo_ops import OPS
 from hywu_core.studies.routing import Routed, exact_results, nearest_operation, report, summarise
 from hywu_core.study import main
@@ -49,6 +51,14 @@ def test_the_summary_counts_and_averages():
     assert summary["below_ceiling_db"]["mean"] == pytest.approx(6.0)
     assert summary["accuracy"]["low"] <= 0.5 <= summary["accuracy"]["high"]
     assert summary["confusions"] == [{"asked": "warm", "landed": "cool", "times": 2}]
+
+
+def test_a_photograph_that_is_to_stay_as_it_is_says_nothing_about_the_gain():
+    stays = replace(_routed("identity", "identity", 30.0), untouched=EQUAL)
+    summary = summarise([_routed("warm", "warm", 30.0), stays])
+    assert summary["gain_over_untouched_db"]["mean"] == 20.0
+    assert summary["edited_db"]["mean"] == 30.0
+    assert summarise([stays])["gain_over_untouched_db"]["mean"] == -70.0  # of nothing else there is a mean
 
 
 def test_more_edits_of_the_same_operations_do_not_narrow_an_interval():

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from hywu_core.studies import conflict, scaling
+from hywu_core.backbones.embedded import EmbeddedBackbone
+from hywu_core.bench.sizes import work
+from hywu_core.studies import alignment, conflict, scaling
 from hywu_core.studies.lab import Lab
 from hywu_core.study import main
 
@@ -89,7 +91,20 @@ def test_alignment(tmp_path, untrained):
         said.count(False),
     )
     assert sum(result["shipped"]["energy"].values()) == pytest.approx(1)
+    assert "## The shipped generator" in report
+    mine = alignment.STUDY.report(
+        result | {"config": result["config"] | {"generator": "runs/mine.safetensors"}}
+    )
+    assert "## The generator mine.safetensors" in mine
+    assert "shipped" not in mine
     all_again("alignment", tmp_path, untrained)
+
+
+def test_the_cost_of_a_lora_has_all_its_products():
+    learner = scaling.axes_of(scaling.ScalingConfig())["rank"][-1][1]
+    generator = scaling._generator(learner, EmbeddedBackbone.load().transformer)
+    counted = scaling.costs_of([learner])[learner.name]["gflop"]
+    assert counted == pytest.approx(work(generator, 1, scaling.CONDITION_TOKENS, 0) / 1e9, rel=2e-3)
 
 
 def test_scaling(tmp_path, untrained, monkeypatch):

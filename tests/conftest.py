@@ -10,12 +10,24 @@ from typing import Any
 import pytest
 
 SERVERS = ("tests/comfyui/", "tests/web/", "tests/test_registry.py")
+LONGEST = (*SERVERS, "tests/train/", "tests/studies/")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test fails because the machine is busy: hypothesis has no deadlines, as where CI is set."""
+    try:
+        from hypothesis import HealthCheck, settings
+    except ImportError:  # the registry's job has pytest alone
+        return
+    settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("busy")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Full depth on the newest ComfyUI there is, the essentials on the others.
 
-    Tests marked `newest` are those that would find the same on every version; they are counted as deselected.
+    Tests marked `newest` are those that would find the same on every version; they are counted as deselected,
+    by each process where there are several, which do not tell. The longest files come first.
     """
 
     def install(item: pytest.Item) -> Any:
@@ -28,12 +40,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=spared)
         left_out = set(spared)
         items[:] = [item for item in items if item not in left_out]
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With `-n 2` one process has all that needs servers, which are costly; files are not split."""
     from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False  # by the number of tests, that is; a few take long
 
     class Halves(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
@@ -51,13 +67,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
-def as_many_threads_as_before() -> Iterator[None]:
-    """A test that leaves torch with another number of threads changes the last bits of all later ones."""
+def as_if_it_were_the_first() -> Iterator[None]:
+    """Torch's random numbers are those of a fresh process, and its threads stay as many as they were.
+
+    Another number of them changes the last bits of all later tests.
+    """
 
     def count() -> int | None:
         torch = sys.modules.get("torch")
         return torch.get_num_threads() if torch is not None else None
 
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
     before = count()
     yield
     assert before in (None, count()), f"the test leaves {count()} threads; there were {before}"

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import venv
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,7 +98,7 @@ def main() -> int:
         say(name)
         if run(python, "-m", "ruff", *arguments, "."):
             failed.append(name)
-    if not for_pytest:
+    if not for_pytest and (not options.here or find_spec("xdist")):
         for_pytest = [f"-n{PROCESSES}"]
         # More threads than processors would wait for each other.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // PROCESSES)))

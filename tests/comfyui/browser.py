@@ -128,17 +128,26 @@ class Browser:
 
     def _connect(self, port_file: Path) -> websocket.WebSocket:
         deadline = time.monotonic() + START_SECONDS
-        while not port_file.exists() or not port_file.read_text():
+        while (page := self._first_page(port_file)) is None:
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise RuntimeError(f"the browser did not start: {Path(self._log.name).read_text()[-2000:]}")
             time.sleep(0.1)
-        port = port_file.read_text().splitlines()[0]
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
-            page = next(target for target in json.loads(answer.read()) if target["type"] == "page")
         return websocket.create_connection(
             page["webSocketDebuggerUrl"], timeout=120, suppress_origin=True, http_no_proxy=["127.0.0.1"]
         )
+
+    @staticmethod
+    def _first_page(port_file: Path) -> dict[str, Any] | None:
+        """The page that a browser opens with; None while it starts, which it does bit by bit."""
+        if not port_file.exists() or not (lines := port_file.read_text().splitlines()):
+            return None
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"http://127.0.0.1:{lines[0]}/json/list", timeout=10) as answer:
+                targets = json.loads(answer.read())
+        except OSError:
+            return None
+        return next((target for target in targets if target["type"] == "page"), None)
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._sent += 1

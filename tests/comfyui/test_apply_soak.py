@@ -1,4 +1,4 @@
-"""Two hundred prompts with two hundred adapters on a real server: memory and loaded models stay level."""
+"""A hundred prompts with a hundred adapters on a real server: memory and loaded models stay level."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from .graphs import EditGraph
 
 pytestmark = pytest.mark.comfyui
-PROMPTS = 200
+PROMPTS = 100
 MEGABYTE = 1e6
-# A hundred adapters of this model are 52 MB; what malloc keeps to itself moves by a few.
+# Between the two parts that are compared lie fifty adapters, 26 MB; what malloc keeps to itself moves by a few.
 TOLERANCE = 15 * MEGABYTE
 
 
@@ -27,11 +27,11 @@ def holdings(server, number: int) -> dict[str, list]:
     return server.run(graph.nodes)[asked]
 
 
-def test_two_hundred_adapters_leave_memory_and_loaded_models_level(server):
+def test_a_hundred_adapters_leave_memory_and_loaded_models_level(server):
     seen = [holdings(server, number) for number in range(PROMPTS)]
     for what in ("rss", "vram"):
         first, last = (
-            statistics.median(seen[i][what][0] for i in part) for part in (range(50, 100), range(150, 200))
+            statistics.median(seen[i][what][0] for i in part) for part in (range(25, 50), range(75, 100))
         )
         assert last - first <= TOLERANCE, f"{what}: {first / MEGABYTE:.1f} MB, then {last / MEGABYTE:.1f} MB"
     assert len(seen[-1]["loaded"]) <= len(seen[20]["loaded"])

@@ -113,6 +113,7 @@ def test_a_process_killed_at_any_time_leaves_only_whole_entries(tmp_path):
         process.stdin.flush()
         while len(list(tmp_path.glob("??/*.safetensors"))) < 25 * (step + 1):
             assert process.poll() is None
+            time.sleep(0.01)
         process.kill()
         process.communicate()
     cache = EncodingCache(tmp_path)

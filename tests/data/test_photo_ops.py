@@ -90,9 +90,13 @@ def test_grain_comes_from_the_generator(photos):
     assert (first - photos).std().item() == pytest.approx(0.12, abs=0.02)
 
 
+@pytest.fixture(scope="module")
+def large():
+    return photographs(256)
+
+
 @pytest.mark.parametrize("name", FORMULAS)
-def test_an_operation_means_the_same_at_every_resolution(name):
-    large = photographs(256)
+def test_an_operation_means_the_same_at_every_resolution(name, large):
     small = F.avg_pool2d(large, 2)
     of_small = OPS[name].apply(small)
     made_small = F.avg_pool2d(OPS[name].apply(large), 2)

@@ -247,7 +247,17 @@ def test_two_processes_learn_the_same_as_one(data, train, models, tmp_path):
 
 def test_a_batch_that_processes_cannot_share_is_refused_once_and_before_anything_is_encoded(data, tmp_path):
     before = contents(tmp_path)
-    arguments = ("--nproc-per-node", 2, "-m", "hywu_core.train", "--recipe", "embedded", "--data", data)
+    arguments = (
+        "--nproc-per-node",
+        2,
+        "--monitor-interval",
+        3,
+        "-m",
+        "hywu_core.train",
+        "--recipe",
+        "embedded",
+    )
+    arguments = (*arguments, "--data", data)
     process = run("torch.distributed.run", *arguments, "--batch-size", 3, "--device", "cpu", folder=tmp_path)
     said = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert said == ["error: The batch size 3 cannot be dealt out to 2 processes; take a multiple of 2."]

@@ -20,6 +20,6 @@ def measure(install: Install, script: str, work: Path, device: str = "--cpu") ->
     command = [str(install.python), "-B", str(script_file), str(install.root), str(work), device]
     # The models are tiny: more threads only wait for each other, and long where the machine is busy.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, f"{script} on ComfyUI {install.version}:\n{done.stdout}\n{done.stderr}"
     return json.loads(done.stdout.splitlines()[-1])

@@ -11,7 +11,7 @@ from .graphs import EditGraph
 pytestmark = pytest.mark.comfyui
 PROMPTS = 100
 MEGABYTE = 1e6
-# Between the two parts that are compared lie fifty adapters, 26 MB; what malloc keeps to itself moves by a few.
+# Between the parts that are compared lie fifty adapters, 26 MB; what malloc keeps moves by a few.
 TOLERANCE = 15 * MEGABYTE
 
 

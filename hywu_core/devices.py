@@ -22,6 +22,11 @@ def resolve_device(name: str) -> torch.device:
         raise HywuError(f"The device '{name}' is not available here: {reason}") from error
 
 
+def without_cudnn_attention() -> None:
+    """cuDNN's reads out of bounds in backward (torch 2.11, H100, bf16, 544 tokens); others do not."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def use_tf32(allowed: bool) -> None:
     """Whether products of float32 tensors may be computed with 10 bits of mantissa, as recent GPUs can."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")

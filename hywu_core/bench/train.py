@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..cli import require
-from ..devices import resolve_device
+from ..devices import resolve_device, without_cudnn_attention
 from ..errors import HywuError, require_positive
 from ..measure import Matmul, Run, in_turns, peak_extra_bytes, threads
 from ..report import machine, megabytes, table
@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(arguments: argparse.Namespace, accumulate: int, device: torch.device) -> dict[str, Any]:
+    without_cudnn_attention()  # as the trainer has it
     size, precision = SIZES[arguments.size], "bf16" if arguments.bf16 else "fp32"
     # Each contender takes one step to count its work, one for its memory, and one to warm up.
     batches = [draw(size, arguments.noise_levels, seed, device) for seed in range(arguments.steps + 3)]

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..devices import resolve_device, use_tf32
+from ..devices import resolve_device, use_tf32, without_cudnn_attention
 from ..errors import HywuError
 from ..generator import ParameterGenerator
 from .average import Average
@@ -119,8 +119,7 @@ def train(
     parallel = parallel or Parallel()
     device = resolve_device(config.device)
     use_tf32(config.precision == "tf32")
-    # cuDNN's attention reads out of bounds in backward (torch 2.11, H100, bf16, 544 tokens); others do not.
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    without_cudnn_attention()
     # Shapes repeat, so searching for the best kernel pays.
     torch.backends.cudnn.benchmark = device.type == "cuda"
     if config.weights == "bf16":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conditions import Condition
-from ..devices import resolve_device
+from ..devices import resolve_device, without_cudnn_attention
 from ..generator import GeneratorConfig
 from ..lora import LoraSpec
 from ..measure import Matmul, in_turns, peak_extra_bytes
@@ -118,6 +118,7 @@ class RealStep:
 def measure(device_name: str, runs: tuple[SmallRun, ...] = RUNS, rounds: int = _ROUNDS) -> dict[str, Any]:
     """Predictions and measurements of each run; plain data."""
     device = resolve_device(device_name)
+    without_cudnn_attention()
     precision = "bf16" if device.type == "cuda" else "fp32"
     sizes = [run.size() for run in runs]
     arrangements = [

@@ -11,6 +11,7 @@ from ..errors import HywuError
 from ..generator import GeneratorConfig
 from . import plan_paper, plan_recipes
 from .plan_sizes import PIXELS_PER_TOKEN, TrainSize
+from .recipes import configure, names, recipe
 
 _RECIPES = tuple(plan_recipes.BACKBONES)
 _SIZES: dict[str, Callable[[], TrainSize]] = {
@@ -22,6 +23,7 @@ _SIZES: dict[str, Callable[[], TrainSize]] = {
 }
 # What only a plan can be told, and what a run can be told that changes nothing of a step.
 _OF_A_PLAN = ("n_condition", "pixels", "pictures", "n_text")
+_OF_THE_STEP = ("rank", "n_layers", "mlp_ratio", "noise_levels")  # of what the embedded recipe can be told
 _OF_NO_WEIGHT = ("steps", "lr", "seed", "device", "warmup", "checkpoint_every", "backbone", "encoder")
 _OF_NO_WEIGHT += ("cache", "data", "data_options", "allow_download")
 
@@ -42,6 +44,10 @@ def train_size(name: str, settings: Mapping[str, str]) -> TrainSize:
     if name in _RECIPES:
         of_a_plan = {key: value for key, value in settings.items() if key in _OF_A_PLAN}
         return _changed(plan_recipes.paired(name, _without(settings, _OF_A_PLAN)), of_a_plan)
+    if name in names():  # the run refuses what it does not know
+        known, of_a_plan = recipe(name), (*_OF_A_PLAN, *_OF_THE_STEP)
+        configure(known, {k: v for k, v in settings.items() if k not in _OF_A_PLAN or k in known.settings})
+        return _changed(_SIZES[name](), {k: v for k, v in settings.items() if k in of_a_plan})
     left = _without(settings, _OF_NO_WEIGHT)
     if "resolution" in left:  # what a run calls the side of its pictures
         left["pixels"] = left.pop("resolution")

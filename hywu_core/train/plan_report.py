@@ -45,9 +45,12 @@ def sentence(plan: TrainPlan) -> str:
 
 def _quicker(plan: TrainPlan) -> str:
     how = plan.arrangement
-    if plan.seconds["traffic beside it"] <= plan.seconds["compute"] or how.gpus % PER_NODE:
+    shard = max(1, PER_NODE // how.sequence)
+    copies, rest = divmod(how.gpus, shard * how.sequence)
+    waits = plan.seconds["traffic beside it"] > plan.seconds["compute"]
+    if not waits or rest or how.shard == shard * how.sequence:  # it is within nodes already
         return ""
-    within = f"--shard {max(1, PER_NODE // how.sequence)} --replicate {how.gpus // PER_NODE}"
+    within = f"--shard {shard} --replicate {copies}"
     return f" It waits for traffic; {within} keeps most of it within nodes."
 
 
@@ -59,7 +62,7 @@ def _advice(plan: TrainPlan) -> str:
         for part in ("generator weights", "AdamW moments", "moving average", "gradients", "backbone weights")
     )
     if state > plan.available / 2 and how.shard < how.gpus:
-        advice.append(f"--shard {how.gpus}")
+        advice.append(f"--shard {how.gpus // how.sequence} --replicate 1")
     if not how.checkpointing:
         advice.append("--recompute")
     elif memory["working"] + memory["generator activations"] > plan.available / 2:
@@ -103,7 +106,7 @@ def _memory(plan: TrainPlan) -> dict[str, float]:
 
 def _arranged(plan: TrainPlan) -> str:
     how = plan.arrangement
-    return f"{how.shard} x {how.sequence} x {how.backbone_sequence}"
+    return f"{how.shard // how.sequence} x {how.sequence} x {how.backbone_sequence}"
 
 
 def _gpus(plan: TrainPlan) -> str:

@@ -24,7 +24,7 @@ from hywu_core.train.plan_measure import RealStep, SmallRun, measure, measured_r
 from hywu_core.train.plan_model import plan
 from hywu_core.train.plan_moe import MixtureBackbone
 from hywu_core.train.plan_names import train_size
-from hywu_core.train.plan_report import sentence
+from hywu_core.train.plan_report import report, sentence
 from hywu_core.train.plan_step import Rehearsal, Weights
 from hywu_core.train.recipes import recipe
 
@@ -168,6 +168,8 @@ def test_a_batch_that_the_gpus_cannot_share_is_filled_up():
 
 def test_the_embedded_generator_is_planned_as_its_recipe_trains_it(capsys, tmp_path):
     path = tmp_path / "plan.json"
+    of_the_data = ("--set", "crops=64", "--set", "shift=2", "--set", "focus=warm", "--set", "pixels=128")
+    assert main(["--plan", *of_the_data]) == 0  # a run can be told, so a plan can
     assert main(["--plan", "--set", "ema=0.99", "--json", str(path)]) == 0
     (planned,) = json.loads(path.read_text())["plans"]
     assert "moving average" in capsys.readouterr().out
@@ -272,6 +274,12 @@ def test_the_sentence_says_whether_it_fits_and_what_to_do(tiny):
     many = Arrangement(gpus=64, sequence=2)
     waiting = replace(planned, arrangement=many, seconds={**planned.seconds, "traffic beside it": 1e9})
     assert "waits for traffic; --shard 4 --replicate 8" in sentence(waiting)
+    within = replace(waiting, arrangement=Arrangement(gpus=64, sequence=2, shard=8))
+    assert "waits" not in sentence(within)
+    copies = Arrangement(gpus=16, sequence=2, shard=8)
+    assert "  4 x 2 x 1" in report([replace(planned, arrangement=copies)])
+    crowded = replace(planned, arrangement=copies, available=sum(planned.memory.values()) / 100)
+    assert "Try --shard 8 --replicate 1," in sentence(crowded)
     small = replace(planned, available=planned.peak / 2)
     assert "does not fit" in sentence(small)
     assert "the largest parts are generator activations" in sentence(small)
@@ -343,7 +351,9 @@ def test_the_command_prints_a_table_and_writes_json(capsys, tmp_path):
         (["--plan", "--set", "ema=1"], "ema is 1.0; it must be at least 0"),
         (["--plan", "--set", "ema=slow"], "ema is 'slow'; it must be a number"),
         (["--plan", "--set", "rank"], "NAME=VALUE"),
-        (["--plan", "--set", "d_model=wide"], "must be a number"),
+        (["--plan", "--recipe", "qwen_image_edit_2b", "--set", "d_model=wide"], "must be a number"),
+        (["--plan", "--set", "d_model=64"], "embedded_generator' has no setting 'd_model'"),
+        (["--plan", "--resolution", "128"], "embedded_generator' has no setting 'resolution'"),
         (["--plan", "--json", "no/such/folder.json"], "name a file in a folder that exists"),
         (["--gpus", "8"], "--gpus is about a plan"),
         (["--measure"], "--measure is about a plan"),

@@ -118,8 +118,9 @@ class Plan:
         }
 
     def build(self, parallel: Parallel) -> Task:
-        """Make the task. A resumed one starts from its checkpoint alone, wherever it first started from."""
-        forgotten = {"init": ""} if self.resume and "init" in self.settings else {}
+        """Make the task; a resumed one from its checkpoint alone, unless it keeps some of its start."""
+        alone = self.resume and "init" in self.settings and not self.settings.get("keep")
+        forgotten = {"init": ""} if alone else {}
         return self.recipe.build(self.config, self.settings | forgotten, parallel)
 
 

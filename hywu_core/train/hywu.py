@@ -31,7 +31,7 @@ from ..tokens import TokenLayout
 from .adaptation import export, make_adaptation, require_adaptation
 from .adapting import AdaptingConfig, AdaptingTask, Edits
 from .verdict import save_before_after, sentence
-from .warm_start import warm_start
+from .warm_start import lean_back, warm_start
 from .world import EditCase, EmbeddedWorld, Judged, WorldConfig, held_out_cases, judge
 
 
@@ -53,6 +53,7 @@ class HywuTrainingConfig(AdaptingConfig):
     targets: tuple[str, ...] = ()  # patterns of the linears that are adapted; none: all inside the blocks
     noise_levels: int = 2
     shift: float = 1.0  # more than 1 draws more of the times near noise, where what the edit is, is decided
+    keep: float = 0.0  # the share of the weights it began with in those that are written
     adaptation: str = "hywu"  # of `adaptation.KINDS`
     wordings: int = 1  # held-out phrases of each operation in the closing measurement
     area: int = WORKING_AREA  # pixels of the photographs in the closing measurement
@@ -67,6 +68,8 @@ class HywuTrainingConfig(AdaptingConfig):
                 f"There is no operation '{unknown[0]}' to focus on; there are {', '.join(self.operations)}."
             )
         super().__post_init__()
+        if not 0 <= self.keep < 1:
+            raise HywuError(f"keep is {self.keep}; it must be at least 0 and less than 1.")
         require_positive(self, "rank", "d_model", "n_layers", "n_heads", "wordings", "area")
         if not 0 < self.shift < math.inf:
             raise HywuError(f"shift is {self.shift}; it must be a positive number.")
@@ -137,6 +140,9 @@ class HywuTask(AdaptingTask):
             len(config.operations),
             TokenLayout.for_spec(spec, config.segment or None),
         )
+        if config.keep and init is None:
+            raise HywuError(f"keep is {config.keep}, a share of what is started from; name that by init.")
+        self._init = init
         if init is not None:
             if config.adaptation != "hywu":
                 raise HywuError(f"init is a generator to start from; {config.adaptation} trains none.")
@@ -183,6 +189,8 @@ class HywuTask(AdaptingTask):
     def finish(self, out: Path) -> str:
         """Write what was learned; compare with the frozen base on held-out photographs."""
         self.release()
+        if self.config.keep:
+            lean_back(self.adaptation.module, self._init, self.config.keep)
         (path, *_) = self.save(out)
         device = next(self.module.parameters()).device
         # Measured is what was written, rounding included.

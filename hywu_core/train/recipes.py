@@ -78,6 +78,7 @@ def _generator(config: TrainConfig, settings: Settings, processes: Processes) ->
             mlp_ratio=settings["mlp_ratio"],
             noise_levels=settings["noise_levels"],
             shift=settings["shift"],
+            keep=settings["keep"],
             **_adapting(settings),
         ),
         WorldConfig(
@@ -178,7 +179,7 @@ def _recipes() -> tuple[Recipe, ...]:
             {"base_share": 0.3, "rank": 8, "n_layers": 3, "mlp_ratio": 1.0}
             | {"noise_levels": 4, "shift": 1.0, "crops": 96, "variants": 1, "pixels": 256, "shapes": 0}
             | {"focus": "", "focus_share": 3.0}  # operations, with commas between, that come more often
-            | {"init": "", "compile": False}  # init: a generator file to start from
+            | {"init": "", "keep": 0.0, "compile": False}  # init: a generator file to start from
             | ADAPTING,
         ),
         Recipe(

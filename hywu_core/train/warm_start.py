@@ -1,9 +1,14 @@
-"""Begin a training run where another ended: the weights of a generator file, with a fresh optimiser."""
+"""Begin a training run where another ended: the weights of a generator file, with a fresh optimiser.
+
+And end it nearer there, which keeps more of what was known (WiSE-FT, Wortsman et al., arXiv 2109.01903).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
 
 from ..errors import HywuError
 from ..generator import ParameterGenerator, load_generator
@@ -24,6 +29,14 @@ def warm_start(module: ParameterGenerator, path: str | Path) -> None:
     if differences := list(_differences(start, module)):
         raise HywuError(f"{path} is not the generator of this recipe: {'; '.join(differences)}.")
     module.load_state_dict(start.state_dict())
+
+
+@torch.no_grad()
+def lean_back(module: ParameterGenerator, path: str | Path, share: float) -> None:
+    """Let `module` be `share` of the weights of the file it began with, and the rest of its own."""
+    start = load_generator(path).state_dict()
+    for name, weight in module.state_dict().items():
+        weight.lerp_(start[name].to(weight), share)
 
 
 def _differences(start: ParameterGenerator, module: ParameterGenerator) -> Iterator[str]:

@@ -25,9 +25,10 @@ from hywu_core.train import recipes
 from hywu_core.train.__main__ import main, parser, plan
 from hywu_core.train.checkpoint import TrainState, read_checkpoint
 from hywu_core.train.checkpoint_files import MARKER, newest
-from hywu_core.train.hywu import HywuTask
+from hywu_core.train.hywu import HywuTask, HywuTrainingConfig
 from hywu_core.train.processes import ALONE
-from hywu_core.train.warm_start import warm_start
+from hywu_core.train.warm_start import lean_back, warm_start
+from hywu_core.train.world import WorldConfig
 
 from ..commands import contents, refused, run, start
 
@@ -307,3 +308,14 @@ def test_a_start_of_another_size_names_both_and_changes_nothing(wrong_files):
     with pytest.raises(HywuError, match=r"its rank is 4, not 8; its alpha is 4.*, not 8"):
         warm_start(module, wrong_files / "rank4.safetensors")
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_some_of_the_weights_that_a_run_starts_from_can_be_kept():
+    shipped = load_generator(GENERATOR)
+    module = ParameterGenerator(shipped.config, shipped.spec, shipped.layout)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    lean_back(module, GENERATOR, 0.25)
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(tensor, 0.75 * before[name] + 0.25 * shipped.state_dict()[name])
+    with pytest.raises(HywuError, match=r"keep is 0\.3, a share of what is started from; name that by init"):
+        HywuTask("x", HywuTrainingConfig(keep=0.3), WorldConfig(crops=1), torch.device("cpu"), 0)

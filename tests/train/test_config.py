@@ -49,6 +49,8 @@ def test_a_process_of_many_tries_its_own_gpu(monkeypatch):
         ("rank", 0),
         ("noise_levels", 0),
         ("photos", 0),
+        ("keep", 1.0),
+        ("keep", -0.1),
         ("shift", 0.0),
         ("shift", math.nan),
     ],

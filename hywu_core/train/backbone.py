@@ -10,14 +10,13 @@ from torch import Tensor
 
 from ..backbones.embedded import EmbeddedBackbone, EmbeddedBackboneConfig
 from ..data.latents import EditBatch
-from ..data.metrics import EQUAL
 from ..data.photo_ops import OPS
 from ..embedded.text import TextFeatures
 from ..images import save_sheet
 from ..pipeline import HywuPipeline
 from .loop import Task
 from .objective import flow_matching_loss
-from .world import EmbeddedWorld, WorldConfig, held_out_cases, judge
+from .world import EmbeddedWorld, WorldConfig, held_out_cases, judge, mean_untouched
 
 BASE_OPERATIONS = tuple(name for name, op in OPS.items() if op.split == "base")
 
@@ -72,9 +71,8 @@ class BackboneTask(Task):
             if j.case.photo == 0
         ]
         save_sheet(rows, ("photograph", "edited", "exact result"), out / "before_after.png")
-        untouched = fmean([j.untouched for j in judged if j.untouched < EQUAL])
         return (
             f"On {len(judged)} held-out edits of {len(BASE_OPERATIONS)} operations the backbone reaches "
             f"{fmean([j.score for j in judged]):.2f} dB to the exact result; "
-            f"the untouched photographs, where they are to change, are at {untouched:.2f} dB."
+            f"the untouched photographs, where they are to change, are at {mean_untouched(judged):.2f} dB."
         )

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from ..data.metrics import EQUAL
 from ..images import save_sheet
-from .world import Judged
+from .world import Judged, mean_untouched
 
 NAMES = {
     "hywu": "HY-WU",
@@ -34,12 +33,11 @@ def save_before_after(
 def sentence(adaptation: str, edited: Sequence[Judged], frozen: Sequence[Judged]) -> str:
     """What improved over the frozen base on held-out photographs, in dB."""
     reached, base = fmean([j.score for j in edited]), fmean([j.score for j in frozen])
-    # What is to stay as it is, is exact when untouched: infinitely good, and nothing to compare with.
-    untouched = fmean([j.untouched for j in edited if j.untouched < EQUAL] or [EQUAL])
     photographs = len({j.case.photo for j in edited})
     operations = len({j.case.operation for j in edited})
     return (
         f"On {photographs} held-out photographs and {operations} operations, {NAMES[adaptation]} reaches "
         f"{reached:.2f} dB of PSNR to the exact result on average; the frozen base alone reaches {base:.2f} "
-        f"dB and the untouched photographs {untouched:.2f} dB: {reached - base:+.2f} dB over the frozen base."
+        f"dB and the untouched photographs {mean_untouched(edited):.2f} dB: {reached - base:+.2f} dB over "
+        "the frozen base."
     )

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from ..conditions import Condition
 from ..data.instructions import Phrase, phrases, require_phrases
 from ..data.latents import LatentPool
-from ..data.metrics import psnr
+from ..data.metrics import EQUAL, psnr
 from ..data.photo_ops import OPS, make_pair
 from ..data.photos import load_tensors
 from ..data.prompts import PromptPool
@@ -152,6 +153,11 @@ class Judged:
     result: Tensor  # (3, H, W)
     score: float
     untouched: float
+
+
+def mean_untouched(judged: Sequence[Judged]) -> float:
+    """PSNR in dB of the untouched photographs where they are to change; elsewhere it is no measure."""
+    return fmean([j.untouched for j in judged if j.untouched < EQUAL] or [EQUAL])
 
 
 def judge(

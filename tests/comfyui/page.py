@@ -12,7 +12,9 @@ from .server import PACK_NAME, Graph
 _SPINNER = "document.querySelector('.p-progressspinner')"
 # Until its first workflow is there; it would replace what a test opens before.
 _LOADED = "window.app?.graph && window.app.extensionManager?.workflow?.activeWorkflow"
-_READY = f"!!({_LOADED} && document.querySelector('canvas') && !{_SPINNER})"
+# The mask over the page while it loads; it takes every click until it has faded away, after the spinner.
+_MASK = "document.querySelector('.p-blockui-mask-document')"
+_READY = f"!!({_LOADED} && document.querySelector('canvas') && !{_SPINNER} && !{_MASK})"
 _OURS = "window.app.graph.nodes.filter(node => node.type.startsWith('HYWU_')).length"
 _CELLS = """(() => {
   const view = %s.hywu;

@@ -42,13 +42,7 @@ def encoder_for(generator: LoadedGenerator, download: bool = False) -> Condition
     Read from `models/hywu` or the Hugging Face cache; the network is used only to `download`. Raises
     HywuError for one that this version does not have or that is not there.
     """
-    info = generator.generator.encoder_info
-    key = repr(sorted(info.items()))
-    if info.get("kind") == EmbeddedConditionEncoder.kind:
-        if key not in generator.encoders:
-            EmbeddedConditionEncoder.recognise(info)
-            generator.encoders[key] = LoadedEncoder(embedded_encoder(), None)
-        return embedded_encoder()
+    key = repr(sorted(generator.generator.encoder_info.items()))
     loaded = generator.encoders.get(key) or _shared.get(key) or _load(generator, download)
     _shared[key] = generator.encoders[key] = loaded
     if loaded.patcher is not None:
@@ -57,8 +51,12 @@ def encoder_for(generator: LoadedGenerator, download: bool = False) -> Condition
 
 
 def _load(generator: LoadedGenerator, download: bool) -> LoadedEncoder:
+    info = generator.generator.encoder_info
+    if info.get("kind") == EmbeddedConditionEncoder.kind:
+        EmbeddedConditionEncoder.recognise(info)
+        return LoadedEncoder(embedded_encoder(), None)
     folders = [Path(folder) for folder in folder_paths.get_folder_paths(GENERATORS)]
-    encoder = load_encoder(generator.generator.encoder_info, folders, download)
+    encoder = load_encoder(info, folders, download)
     if not isinstance(encoder, SigLIP2Encoder):
         return LoadedEncoder(encoder, None)
     # In a holder, because ModelPatcher assigns attributes to the module it manages.

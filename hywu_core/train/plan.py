@@ -87,9 +87,10 @@ def _plans(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[Trai
     settings = {name: value for name, value in given.items() if name not in _OF_THE_RUN}
     if settings.pop("adaptation", "hywu") != "hywu":
         raise HywuError(f"Plans are made for the adaptation hywu, not for {given['adaptation']}.")
-    name = arguments.recipe or size_names()[0]
+    name = arguments.recipe or names()[0]  # as a run would
     if name in names():  # a run of this recipe may know no such thing
         configure(recipe(name), {each: of_run[each] for each in _OF_THE_BACKBONE if each in of_run})
+        of_run = {"precision": recipe(name).defaults.precision} | of_run
     size = train_size(name, settings)
     device = accelerator(arguments.gpu)
     if arguments.memory is not None:

@@ -11,11 +11,14 @@ from ..errors import HywuError
 from ..generator import GeneratorConfig
 from . import plan_paper, plan_recipes
 from .plan_sizes import PIXELS_PER_TOKEN, TrainSize
-from .recipes import configure, names, recipe
+from .recipes import configure, recipe
 
 _RECIPES = tuple(plan_recipes.BACKBONES)
-_SIZES: dict[str, Callable[[], TrainSize]] = {
+_OURS: dict[str, Callable[[], TrainSize]] = {
+    "embedded_demo": plan_recipes.embedded_demo,
     "embedded_generator": plan_recipes.embedded_generator,
+}
+_PAPERS: dict[str, Callable[[], TrainSize]] = {
     "qwen_image_edit_2b": partial(plan_paper.qwen_image_edit, "qwen_image_edit_2b", 2e9, 16),
     "qwen_image_edit_5b": partial(plan_paper.qwen_image_edit, "qwen_image_edit_5b", 5e9, 32),
     "qwen_image_edit_7b": partial(plan_paper.qwen_image_edit, "qwen_image_edit_7b", 7e9, 64),
@@ -30,8 +33,7 @@ _OF_NO_WEIGHT += ("cache", "data", "data_options", "allow_download")
 
 def size_names() -> tuple[str, ...]:
     """All names."""
-    first, *others = _SIZES
-    return (first, *_RECIPES, *others)
+    return (*_OURS, *_RECIPES, *_PAPERS)
 
 
 def train_size(name: str, settings: Mapping[str, str]) -> TrainSize:
@@ -44,14 +46,18 @@ def train_size(name: str, settings: Mapping[str, str]) -> TrainSize:
     if name in _RECIPES:
         of_a_plan = {key: value for key, value in settings.items() if key in _OF_A_PLAN}
         return _changed(plan_recipes.paired(name, _without(settings, _OF_A_PLAN)), of_a_plan)
-    if name in names():  # the run refuses what it does not know
+    if name in _OURS:  # the run refuses what it does not know
         known, of_a_plan = recipe(name), (*_OF_A_PLAN, *_OF_THE_STEP)
         configure(known, {k: v for k, v in settings.items() if k not in _OF_A_PLAN or k in known.settings})
-        return _changed(_SIZES[name](), {k: v for k, v in settings.items() if k in of_a_plan})
-    left = _without(settings, _OF_NO_WEIGHT)
-    if "resolution" in left:  # what a run calls the side of its pictures
-        left["pixels"] = left.pop("resolution")
-    return _changed(_SIZES[name](), left)
+        settings = _side(settings, "size")
+        return _changed(_OURS[name](), {k: v for k, v in settings.items() if k in of_a_plan})
+    left = _side(_without(settings, _OF_NO_WEIGHT), "resolution")
+    return _changed(_PAPERS[name](), left)
+
+
+def _side(settings: Mapping[str, str], called: str) -> dict[str, str]:
+    """Settings with the side of the pictures under a plan's name; runs call it otherwise."""
+    return {"pixels" if key == called else key: value for key, value in settings.items()}
 
 
 def _without(settings: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..backbones.embedded import EmbeddedBackbone
 from ..backbones.registry import backbone_class
-from ..conditions.embedded import GRID
+from ..conditions.embedded import CONDITION_DIM, GRID
 from ..embedded import GENERATOR
 from ..embedded.sizing import WORKING_AREA
 from ..embedded.text import N_TOKENS
@@ -21,7 +21,7 @@ from ..tokens import TokenLayout
 from .paired_recipe import BACKBONE_TEXT, GENERATOR_SETTINGS, target_patterns
 from .plan_backbones import flux, longcat, qwen_image
 from .plan_sizes import PIXELS_PER_TOKEN, SIDE, TrainSize, flux_like
-from .recipes import configure, recipe
+from .recipes import configure, demo_training, recipe
 
 # SigLIP2 so400m as `SigLIP2Encoder` reads with it: channels, tokens of a picture and of an instruction.
 _SIGLIP2_DIM, _SIGLIP2_PICTURE, _SIGLIP2_TEXT = 1152, 256, 64
@@ -53,16 +53,41 @@ BACKBONES = {
 }
 
 
+def embedded_demo() -> TrainSize:
+    """The small generator of the demonstration, on its small pictures."""
+    settings = recipe("embedded_demo").settings
+    config = demo_training(settings)
+    transformer = EmbeddedBackbone.load().transformer
+    spec = LoraSpec.from_module(transformer, config.targets or None, rank=config.rank, alpha=config.rank)
+    layout = TokenLayout.for_spec(spec, config.segment or None)
+    return _embedded("embedded_demo", config.generator(CONDITION_DIM), spec, layout, settings["size"])
+
+
 def embedded_generator() -> TrainSize:
-    """The shipped generator on the shipped backbone, which stays in float32 as its file has it."""
-    generator = load_generator(GENERATOR)
-    side = int(WORKING_AREA**0.5) // PIXELS_PER_TOKEN
-    backbone = flux_like(EmbeddedBackbone.load().transformer, "flux", side, 2, N_TOKENS)
-    n_condition = 1 + GRID**2 + N_TOKENS
-    parts = (generator.config, generator.spec, generator.layout, backbone, n_condition)
-    trained = recipe("embedded_generator")
-    levels, rows = trained.settings["noise_levels"], trained.defaults.batch_size
-    return TrainSize("embedded_generator", *parts, levels, rows, frozen="fp32")
+    """The shipped generator on pictures of the size that it learned with."""
+    shipped = load_generator(GENERATOR)
+    side = int(WORKING_AREA**0.5)
+    return _embedded("embedded_generator", shipped.config, shipped.spec, shipped.layout, side)
+
+
+def _embedded(
+    name: str, config: GeneratorConfig, spec: LoraSpec, layout: TokenLayout, pixels: int
+) -> TrainSize:
+    """A generator on the shipped backbone, which stays in float32 as its file has it."""
+    transformer = EmbeddedBackbone.load().transformer
+    backbone = flux_like(transformer, "flux", pixels // PIXELS_PER_TOKEN, 2, N_TOKENS)
+    trained = recipe(name)
+    return TrainSize(
+        name,
+        config,
+        spec,
+        layout,
+        backbone,
+        n_condition=1 + GRID**2 + N_TOKENS,
+        noise_levels=trained.settings["noise_levels"],
+        batch_size=trained.defaults.batch_size,
+        frozen="fp32",
+    )
 
 
 def paired(kind: str, given: Mapping[str, str]) -> TrainSize:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,9 @@ from ..errors import HywuError
 from .config import TrainConfig
 from .loop import Task
 from .processes import Processes
+
+if TYPE_CHECKING:
+    from .hywu import HywuTrainingConfig
 
 Settings = dict[str, Any]
 
@@ -100,23 +103,31 @@ def _text(config: TrainConfig, settings: Settings, processes: Processes) -> Task
     return TextTask(TextAdaptation(**settings), config.seed, resolve_device(config.device))
 
 
+def demo_training(settings: Settings) -> HywuTrainingConfig:
+    """What `embedded_demo` trains, and how."""
+    from .hywu import HywuTrainingConfig
+
+    size = settings["size"]
+    return HywuTrainingConfig(
+        operations=DEMO_OPERATIONS,
+        rank=4,
+        d_model=128,
+        n_layers=2,
+        noise_levels=settings["noise_levels"],
+        area=size * size,
+        photos=settings["photos"],
+        **_adapting(settings),
+    )
+
+
 def _demo(config: TrainConfig, settings: Settings, processes: Processes) -> Task:
-    from .hywu import HywuTask, HywuTrainingConfig
+    from .hywu import HywuTask
     from .world import WorldConfig
 
     size = settings["size"]
     return HywuTask(
         "embedded_demo",
-        HywuTrainingConfig(
-            operations=DEMO_OPERATIONS,
-            rank=4,
-            d_model=128,
-            n_layers=2,
-            noise_levels=settings["noise_levels"],
-            area=size * size,
-            photos=settings["photos"],
-            **_adapting(settings),
-        ),
+        demo_training(settings),
         WorldConfig(sizes=((size, size),), crops=settings["crops"], variants=settings["variants"]),
         resolve_device(config.device),
         config.seed,

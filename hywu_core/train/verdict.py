@@ -33,10 +33,11 @@ def save_before_after(
 def sentence(adaptation: str, edited: Sequence[Judged], frozen: Sequence[Judged]) -> str:
     """What improved over the frozen base on held-out photographs, in dB."""
     reached, base = fmean([j.score for j in edited]), fmean([j.score for j in frozen])
-    photographs = len({j.case.photo for j in edited})
+    n_photos = len({j.case.photo for j in edited})
+    photographs = "one held-out photograph" if n_photos == 1 else f"{n_photos} held-out photographs"
     operations = len({j.case.operation for j in edited})
     return (
-        f"On {photographs} held-out photographs and {operations} operations, {NAMES[adaptation]} reaches "
+        f"On {photographs} and {operations} operations, {NAMES[adaptation]} reaches "
         f"{reached:.2f} dB of PSNR to the exact result on average; the frozen base alone reaches {base:.2f} "
         f"dB and the untouched photographs {mean_untouched(edited):.2f} dB: {reached - base:+.2f} dB over "
         "the frozen base."

@@ -169,13 +169,27 @@ def test_a_batch_that_the_gpus_cannot_share_is_filled_up():
 def test_the_embedded_generator_is_planned_as_its_recipe_trains_it(capsys, tmp_path):
     path = tmp_path / "plan.json"
     of_the_data = ("--set", "crops=64", "--set", "shift=2", "--set", "focus=warm", "--set", "pixels=128")
-    assert main(["--plan", *of_the_data]) == 0  # a run can be told, so a plan can
-    assert main(["--plan", "--set", "ema=0.99", "--json", str(path)]) == 0
+    plan = ("--plan", "--recipe", "embedded_generator")
+    assert main([*plan, *of_the_data]) == 0  # a run can be told, so a plan can
+    assert main([*plan, "--set", "ema=0.99", "--json", str(path)]) == 0
     (planned,) = json.loads(path.read_text())["plans"]
     assert "moving average" in capsys.readouterr().out
     assert planned["batch_size"] == recipe("embedded_generator").defaults.batch_size
     frozen = EmbeddedBackbone.load()
     assert planned["memory"]["backbone weights"] == sum(p.nbytes for p in frozen.parameters())
+
+
+def test_without_a_recipe_the_run_is_planned_that_would_begin(tmp_path):
+    plan, out = tmp_path / "plan.json", tmp_path / "run"
+    tiny = ("--set", "size=64", "--set", "noise_levels=1")
+    assert main(["--plan", *tiny, "--json", str(plan)]) == 0
+    (planned,) = json.loads(plan.read_text())["plans"]
+    limits = ("--set", "crops=1", "--set", "photos=1", "--steps", "1", "--batch-size", "1", "--device", "cpu")
+    assert main([*tiny, *limits, "--out", str(out)]) == 0
+    trained = load_generator(out / "hywu_embedded_generator.safetensors")
+    assert planned["parameters"]["generator"] == trained.n_parameters
+    assert planned["parameters"]["generated LoRA"] == trained.spec.n_parameters
+    assert planned["batch_size"] == recipe("embedded_demo").defaults.batch_size
 
 
 def test_a_mixture_of_experts_applies_its_adapter():
@@ -345,15 +359,15 @@ def test_the_command_prints_a_table_and_writes_json(capsys, tmp_path):
         (["--plan", "--set", "colour=red"], "no setting 'colour'"),
         (["--plan", "--adaptation", "sft"], "for the adaptation hywu, not for sft"),
         (["--plan", "--recipe", "qwen_image_edit_2b", "--quantize", "int3"], "backbone is 'int3'"),
-        (["--plan", "--quantize", "int8"], "embedded_generator' has no setting 'quantize'"),
+        (["--plan", "--quantize", "int8"], "embedded_demo' has no setting 'quantize'"),
         (["--plan", "--set", "backbone_dtype=bf16"], "no setting 'backbone_dtype'"),
-        (["--plan", "--set", "rank=0"], "rank is 0"),
+        (["--plan", "--recipe", "embedded_generator", "--set", "rank=0"], "rank is 0"),
         (["--plan", "--set", "ema=1"], "ema is 1.0; it must be at least 0"),
         (["--plan", "--set", "ema=slow"], "ema is 'slow'; it must be a number"),
         (["--plan", "--set", "rank"], "NAME=VALUE"),
         (["--plan", "--recipe", "qwen_image_edit_2b", "--set", "d_model=wide"], "must be a number"),
-        (["--plan", "--set", "d_model=64"], "embedded_generator' has no setting 'd_model'"),
-        (["--plan", "--resolution", "128"], "embedded_generator' has no setting 'resolution'"),
+        (["--plan", "--set", "d_model=64"], "embedded_demo' has no setting 'd_model'"),
+        (["--plan", "--resolution", "128"], "embedded_demo' has no setting 'resolution'"),
         (["--plan", "--json", "no/such/folder.json"], "name a file in a folder that exists"),
         (["--gpus", "8"], "--gpus is about a plan"),
         (["--measure"], "--measure is about a plan"),

@@ -27,6 +27,7 @@ from .keys import PEFT_PREFIX
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _EMBEDDED_CONFIG = "lora_adapter_metadata"  # where diffusers keeps a PEFT configuration in a LoRA file
+_PART = "transformer."  # of a pipeline, there and in the file's names
 
 
 def save_peft(
@@ -104,15 +105,17 @@ class PeftScaling:
     alpha: float
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     stabilised: bool = False
+    prefix: str = ""  # of the file's names, which no pattern knows: they may begin with "^"
 
     def scale(self, module: str, rank: int) -> float:
-        """For one module by its path; the first pattern that matches the path, or its end, counts."""
+        """For one module by its name in the file; the first pattern that matches its path, or its end, counts."""
+        module = module.removeprefix(self.prefix)
         alphas = (a for p, a in self.alpha_pattern.items() if re.match(rf"(.*\.)?({p})$", module))
         return next(alphas, self.alpha) / (rank**0.5 if self.stabilised else rank)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> PeftScaling:
-        """From a PEFT configuration. Raises `HywuError` for what is no plain LoRA, or is damaged."""
+    def from_config(cls, config: Mapping[str, Any], prefix: str) -> PeftScaling:
+        """From a PEFT configuration, for names with a prefix. Raises `HywuError` for what is no plain LoRA, or is damaged."""
         kind = str(config.get("peft_type", "LORA")).rpartition(".")[2]
         if kind != "LORA":
             raise HywuError(f"it is PEFT's {kind}, not a LoRA; it cannot be used.")
@@ -128,7 +131,7 @@ class PeftScaling:
             raise HywuError(f"its PEFT configuration is damaged: {error!r}.") from error
         if rank < 1:
             raise HywuError(f"its PEFT configuration is damaged: its rank is {rank}.")
-        return cls(alpha, patterns, bool(config.get("use_rslora")))
+        return cls(alpha, patterns, bool(config.get("use_rslora")), prefix)
 
 
 def read_config(folder: Path) -> PeftScaling:
@@ -139,7 +142,7 @@ def read_config(folder: Path) -> PeftScaling:
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
         raise HywuError(f"it is not a PEFT directory: {error!r} in its {CONFIG}.") from error
-    return PeftScaling.from_config(config)
+    return PeftScaling.from_config(config, PEFT_PREFIX)
 
 
 def embedded_config(header: Mapping[str, str]) -> PeftScaling | None:
@@ -148,8 +151,10 @@ def embedded_config(header: Mapping[str, str]) -> PeftScaling | None:
         return None
     try:
         config = json.loads(header[_EMBEDDED_CONFIG])
-        ours = {k.removeprefix("transformer."): v for k, v in config.items() if k.startswith("transformer.")}
-        ours = ours or config  # of a single model, saved without its pipeline
+        ours = {k.removeprefix(_PART): v for k, v in config.items() if k.startswith(_PART)}
     except (ValueError, AttributeError) as error:
         raise HywuError(f"its {_EMBEDDED_CONFIG} is damaged: {error!r}.") from error
-    return PeftScaling.from_config(ours) if "r" in ours else None
+    if ours:
+        return PeftScaling.from_config(ours, _PART) if "r" in ours else None
+    # Of a single model, saved without its pipeline.
+    return PeftScaling.from_config(config, "") if "r" in config else None

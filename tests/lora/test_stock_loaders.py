@@ -103,7 +103,15 @@ def test_peft_adapts_a_module_outside_the_layers_and_not_its_namesakes(tmp_path)
     )
 
 
-@pytest.mark.parametrize("patterns", [False, True])
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {},
+        {"ff.net.2": 3, r"single_transformer_blocks\.1\.attn\.to_q": 5},
+        {"^transformer_blocks.0.attn.to_q": 64},  # as PEFT's documentation has them
+    ],
+    ids=["none", "ends", "from the start"],
+)
 @pytest.mark.parametrize("stabilised", [False, True])
 def test_a_folder_that_peft_wrote_means_what_peft_makes_of_it(tmp_path, stabilised, patterns):
     torch.manual_seed(0)
@@ -114,7 +122,7 @@ def test_a_folder_that_peft_wrote_means_what_peft_makes_of_it(tmp_path, stabilis
         target_modules=["to_q", "ff.net.2", "proj_mlp"],
         use_rslora=stabilised,
         rank_pattern={"ff.net.2": 2} if patterns else {},
-        alpha_pattern={"ff.net.2": 3, r"single_transformer_blocks\.1\.attn\.to_q": 5} if patterns else {},
+        alpha_pattern=patterns,
         init_lora_weights=False,
     )
     wrapped = peft.get_peft_model(model, config)
@@ -128,7 +136,13 @@ def test_a_folder_that_peft_wrote_means_what_peft_makes_of_it(tmp_path, stabilis
 def test_a_file_that_diffusers_wrote_means_what_it_made_of_it(tmp_path, whole):
     torch.manual_seed(0)
     pipeline = pipeline_of(flux)
-    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["to_q", "ff.net.2"], init_lora_weights=False)
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["to_q", "ff.net.2"],
+        alpha_pattern={"^transformer_blocks.0.attn.to_q": 64},
+        init_lora_weights=False,
+    )
     pipeline.transformer.add_adapter(config, "default")
     expected = deltas(pipeline.transformer)
     if whole:

@@ -108,14 +108,17 @@ class PeftScaling:
     prefix: str = ""  # of the file's names, which no pattern knows: they may begin with "^"
 
     def scale(self, module: str, rank: int) -> float:
-        """For one module by its name in the file; the first pattern that matches its path, or its end, counts."""
+        """For a module by its name in the file; the first pattern matching its path, or its end, counts."""
         module = module.removeprefix(self.prefix)
         alphas = (a for p, a in self.alpha_pattern.items() if re.match(rf"(.*\.)?({p})$", module))
         return next(alphas, self.alpha) / (rank**0.5 if self.stabilised else rank)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], prefix: str) -> PeftScaling:
-        """From a PEFT configuration, for names with a prefix. Raises `HywuError` for what is no plain LoRA, or is damaged."""
+        """From a PEFT configuration, for names with a prefix.
+
+        Raises `HywuError` for what is no plain LoRA, or is damaged.
+        """
         kind = str(config.get("peft_type", "LORA")).rpartition(".")[2]
         if kind != "LORA":
             raise HywuError(f"it is PEFT's {kind}, not a LoRA; it cannot be used.")

@@ -45,12 +45,15 @@ def _table(learners: Result, names: list[str]) -> list[str]:
         "| HY-WU over it, dB |",
         "|---|" + "---|" * (len(MEASURES) + 4),
     ]
+    own = names[-1]
     for name in names:
         part = learners[name]
+        # There is one base for all tables; its difference from this one's HY-WU is noted with the latter.
+        over_it = learners[own]["over_base"] if name == "base" else part["hywu_over_it"]
         took = ("", "")
         if part["records"]:
             took = (f"{part['records'][0]['parameters']:,}", f"{part['seconds']:.0f}")
-        gaps = [gap(part[key]["psnr"], "") if part[key] else "" for key in ("over_base", "hywu_over_it")]
+        gaps = [gap(each["psnr"], "") if each else "" for each in (part["over_base"], over_it)]
         lines.append(f"| {name} | {took[0]} | {took[1]} | {cells(part['mean'])} | {gaps[0]} | {gaps[1]} |")
     return lines
 

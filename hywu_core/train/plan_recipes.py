@@ -60,21 +60,26 @@ def embedded_demo() -> TrainSize:
     transformer = EmbeddedBackbone.load().transformer
     spec = LoraSpec.from_module(transformer, config.targets or None, rank=config.rank, alpha=config.rank)
     layout = TokenLayout.for_spec(spec, config.segment or None)
-    return _embedded("embedded_demo", config.generator(CONDITION_DIM), spec, layout, settings["size"])
+    generator = config.generator(CONDITION_DIM)
+    return _embedded("embedded_demo", generator, spec, layout, transformer, settings["size"])
 
 
 def embedded_generator() -> TrainSize:
     """The shipped generator on pictures of the size that it learned with."""
     shipped = load_generator(GENERATOR)
-    side = int(WORKING_AREA**0.5)
-    return _embedded("embedded_generator", shipped.config, shipped.spec, shipped.layout, side)
+    parts = (shipped.config, shipped.spec, shipped.layout, EmbeddedBackbone.load().transformer)
+    return _embedded("embedded_generator", *parts, int(WORKING_AREA**0.5))
 
 
 def _embedded(
-    name: str, config: GeneratorConfig, spec: LoraSpec, layout: TokenLayout, pixels: int
+    name: str,
+    config: GeneratorConfig,
+    spec: LoraSpec,
+    layout: TokenLayout,
+    transformer: nn.Module,
+    pixels: int,
 ) -> TrainSize:
     """A generator on the shipped backbone, which stays in float32 as its file has it."""
-    transformer = EmbeddedBackbone.load().transformer
     backbone = flux_like(transformer, "flux", pixels // PIXELS_PER_TOKEN, 2, N_TOKENS)
     trained = recipe(name)
     return TrainSize(

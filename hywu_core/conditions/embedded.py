@@ -37,12 +37,15 @@ CONDITION_DIM = TEXT_DIM + IMAGE_DIM
 
 def image_tokens(latents: Tensor) -> Tensor:
     """Latents (B, Z, h, w) to (B, 1 + GRID * GRID, 2Z): mean and deviation of the whole and of each cell."""
+    device = latents.device
+    if device.type == "mps":  # which pools only sizes that the grid divides, as few photographs do
+        latents = latents.cpu()
     stats = []
     for cells in (1, GRID):
         mean = F.adaptive_avg_pool2d(latents, cells)
         variance = F.adaptive_avg_pool2d(latents.square(), cells) - mean.square()
         stats.append(torch.cat([mean, variance.clamp_min(0).sqrt()], dim=1).flatten(2))
-    return torch.cat(stats, dim=2).transpose(1, 2)
+    return torch.cat(stats, dim=2).transpose(1, 2).to(device)
 
 
 def embedded_condition(

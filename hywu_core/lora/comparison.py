@@ -72,7 +72,7 @@ def _in_doubles(adapter: Adapter) -> dict[str, Pair]:
     """The factors of the one adapter of a batch, its scale in B; without experts, as if there were one."""
     return {
         name: (_matrices(A), _matrices(B) * adapter.scale)
-        for name, (A, B) in adapter.to(device="cpu", dtype=torch.float64).items()
+        for name, (A, B) in adapter.cpu().to(dtype=torch.float64).items()
     }
 
 

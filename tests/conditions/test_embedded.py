@@ -4,11 +4,18 @@ import pytest
 import torch
 
 from hywu_core.conditions import ConditionEncoder
-from hywu_core.conditions.embedded import CONDITION_DIM, EmbeddedConditionEncoder, embedded_condition
+from hywu_core.conditions.embedded import (
+    CONDITION_DIM,
+    EmbeddedConditionEncoder,
+    embedded_condition,
+    image_tokens,
+)
 from hywu_core.conditions.registry import load_encoder
 from hywu_core.embedded import AUTOENCODER
 from hywu_core.embedded.sizing import fit_image
 from hywu_core.errors import HywuError
+
+from ..mps import PretendMps
 
 pytestmark = pytest.mark.skipif(
     not AUTOENCODER.exists(), reason=f"{AUTOENCODER.name} is not in this checkout"
@@ -46,6 +53,15 @@ def test_one_picture_and_many_instructions_is_encoded_once(encoder, pictures, mo
     condition = encoder.encode([pictures[0]] * 3, ["a", "b", "c"])
     assert calls == [1]
     assert len(set(condition.digests())) == 3
+
+
+@pytest.mark.parametrize("size", [(26, 39), (28, 28), (40, 32)])
+def test_photographs_of_every_shape_are_seen_on_apples_gpu(size):
+    latents = torch.randn(2, 16, *size, generator=torch.Generator().manual_seed(0))
+    with PretendMps():
+        found = image_tokens(latents)
+        assert found.device.type == "mps"
+    assert torch.equal(found, image_tokens(latents))
 
 
 def test_several_references_are_refused_in_a_sentence(encoder, pictures):

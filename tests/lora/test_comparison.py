@@ -8,6 +8,8 @@ from hywu_core.errors import HywuError
 from hywu_core.lora.comparison import compare
 from hywu_core.lora.norm_table import place
 
+from ..mps import PretendMps
+
 
 def adapter_of(names: list[str], rank: int = 2, batch: int = 2, experts: int | None = None) -> Adapter:
     random = torch.Generator().manual_seed(rank)
@@ -48,6 +50,13 @@ def test_an_adapter_and_its_copy_do_not_differ_at_all():
     found = compare(adapter, adapter.clone())
     assert found.difference.total == 0
     assert found.cosine == pytest.approx(1)
+
+
+def test_adapters_on_apples_gpu_are_compared_in_doubles_on_the_cpu():
+    first, second = adapter_of(["blocks.0.a"]), adapter_of(["blocks.0.a"], 3)
+    with PretendMps():
+        found = compare(first, second)
+    assert found == compare(first, second)
 
 
 def test_the_same_update_in_other_factors_does_not_differ():

@@ -71,12 +71,12 @@ class SidePaths(nn.Module):
         return SidePaths(served, self.convolutions)
 
     def entries(
-        self, model: BaseModel, device: torch.device, chunks: Sequence[int], rows: int
+        self, model: BaseModel, device: torch.device, chunks: Sequence[int], rows: int, images: int | None
     ) -> Iterator[Entry]:
-        """The updates of every module of the model in a call with these chunks; none if none is served."""
+        """The updates of every module of the model in a call (see `plan_spans`); none if none is served."""
         plans = []
         for pack, branches in zip(self.packs, self.branches, strict=True):
-            spans = plan_spans(pack.batch, branches, chunks, rows)
+            spans = plan_spans(pack.batch, branches, chunks, rows, images)
             if spans is None or spans:
                 plans.append((pack.layers(device), spans))
         for name, convolution in self.convolutions.items() if plans else ():
@@ -112,7 +112,7 @@ class AroundApplyModel:
         transformer_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Run the model on x (K * N, ...)."""
+        """Run the model on x (M, ...), rows as in `rows`."""
         model = executor.class_obj
         options = transformer_options if transformer_options is not None else {}
         side = self._side_of(model)
@@ -121,7 +121,8 @@ class AroundApplyModel:
         chunks = options.get("cond_or_uncond") or (0,)
         options = _without_ours(options)
         try:
-            entries = side.entries(model, x.device, chunks, len(x))
+            images = _images_in(len(x), t, options.get("sigmas"))
+            entries = side.entries(model, x.device, chunks, len(x), images)
             with side_paths(entries, len(x)):
                 return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         except BaseException:
@@ -134,6 +135,15 @@ class AroundApplyModel:
             return self.side
         own = patcher.get_additional_models_with_key(self.key)
         return own[0].model if own else None
+
+
+def _images_in(rows: int, t: Tensor, sigmas: Tensor | None) -> int | None:
+    """The images of each chunk in core's call, whatever a pack has made of it; None if it cannot be told.
+
+    sigmas (N,): one for each image, left as it was by packs that stack tiles.  t: of this call, repeated with
+    its rows; a sampler that gives all rows one noise level does not tell.
+    """
+    return len(sigmas) if sigmas is not None and sigmas.dim() and t.dim() and len(t) == rows else None
 
 
 def _without_ours(options: Mapping[str, Any]) -> dict[str, Any]:

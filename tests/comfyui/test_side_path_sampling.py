@@ -21,6 +21,11 @@ def test_a_batch_with_a_lora_for_each_image_equals_single_runs(measured, way):
     assert measured["rows_differ"] > 1e-2
 
 
+@pytest.mark.parametrize("way", ["tiles of a batch", "tiles of a branch", "tiles of one image"])
+def test_tiles_stacked_in_one_call_equal_tiles_one_by_one(measured, way):
+    assert measured[way] <= NOISE
+
+
 def test_a_branch_can_be_served_alone_or_by_an_adapter_of_its_own(measured):
     assert measured["halves"] <= NOISE
     assert measured["pair"] <= NOISE

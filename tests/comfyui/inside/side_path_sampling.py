@@ -70,6 +70,43 @@ def branches(base: ModelPatcher, one: Adapter, two: Adapter) -> dict[str, object
     }
 
 
+def in_tiles(patcher: ModelPatcher, together: bool) -> ModelPatcher:
+    """The patcher with its images cut in two, as tiling packs do: one call for each tile, or one for both."""
+    patcher = patcher.clone()
+
+    def cut(model, call: dict) -> Tensor:
+        x, t, c = call["input"], call["timestep"], call["c"]
+        tiles = x.chunk(2, dim=-1)
+        if not together:
+            return torch.cat([model(tile, t, **c) for tile in tiles], dim=-1)
+        stacked = {
+            name: torch.cat([value, value]) if isinstance(value, Tensor) else value
+            for name, value in c.items()
+        }
+        return torch.cat(model(torch.cat(tiles), torch.cat([t, t]), **stacked).chunk(2), dim=-1)
+
+    patcher.set_model_unet_function_wrapper(cut)
+    return patcher
+
+
+def tiles(base: ModelPatcher, adapter: Adapter) -> dict[str, float]:
+    """Tiles that a pack stacks in one call get the LoRAs of their images and branches, also of one image."""
+    measured = {}
+    ways = {
+        "tiles of a batch": (adapter, Where(), None),
+        "tiles of a branch": (adapter.select(0), Where("positive"), None),
+        "tiles of one image": (adapter.select(0), Where("positive"), slice(0, 1)),
+    }
+    for way, (given, where, rows) in ways.items():
+        patcher = beside(base, given, 1.0, where)
+        stacked, singly = (
+            sample(in_tiles(patcher, together), [cond(2, rows)], [cond(3, rows)], rows)
+            for together in (True, False)
+        )
+        measured[way] = gap(stacked, singly)
+    return measured
+
+
 def schedule(base: ModelPatcher, one: Adapter) -> dict[str, object]:
     """In place in its part of sampling only, and two parts make the whole."""
     seen: list[tuple[float, int]] = []
@@ -182,6 +219,7 @@ def main() -> dict[str, object]:
     one, two = adapter.select(0), adapter.select(1)
     before = sample(base, [cond(2)], [cond(3)])
     measured = batches(base, adapter) | branches(base, one, two) | schedule(base, one)
+    measured |= tiles(base, adapter)
     measured |= merging(base, adapter) | cancelled(base, one) | idle(base, one, two)
     measured["after"] = gap(sample(base, [cond(2)], [cond(3)]), before)
     measured["shadowed"] = shadowed(flux.backbone().model) + shadowed(base.model)

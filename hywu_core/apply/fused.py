@@ -58,8 +58,8 @@ def add_updates(
 ) -> Tensor:
     """Add every update for the input x to the output y and return y.
 
-    x (k * M, ..., d_in) and y (k * M, ..., d_out), of a convolution (k * M, d, ...); k is 1 or 2, or anything
-    if one adapter serves every row.  rows: M.
+    x (M, ..., d_in) and y (M, ..., d_out), of a convolution (M, d, ...); also x (2 M, d_in) with
+    y (2 M, d_out), and any leading axis if one adapter serves every row.  rows: M.
 
     Raises `HywuError` for any other leading axis.
     """
@@ -73,8 +73,8 @@ def add_updates(
             add(y, x, A, ups, convolution)
             continue
         length = x.shape[0]
-        # More than two would be positions folded into the rows, whose order only the model knows.
-        if length != rows and length != 2 * rows:
+        # Any other would be positions folded into the rows, whose order only the model knows.
+        if length != rows and (length != 2 * rows or x.dim() != 2):
             raise HywuError(
                 f"A layer of this model sees {length} rows where the call has {rows}, so that nobody can "
                 "tell which LoRA is whose; use a single LoRA for all images, in both branches."

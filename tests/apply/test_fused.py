@@ -44,29 +44,33 @@ def add(y, x, fused, spans, rows, dtype=torch.float64, convolution=None):
     twice=st.booleans(),
     branches=st.sets(st.booleans(), min_size=1),
     positions=st.lists(st.integers(1, 3), max_size=2),
+    tiles=st.integers(1, 3),
     sizes=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=3),
     gap=st.integers(0, 2),
 )
 def test_every_row_gets_its_adapter_in_the_rows_of_every_part(
-    batch, single, chunks, twice, branches, positions, sizes, gap
+    batch, single, chunks, twice, branches, positions, tiles, sizes, gap
 ):
     torch.manual_seed(0)
+    twice = twice and not positions  # a second timestep is stacked on a modulation, which has no positions
     fused = parts(1 if single else batch, sizes, gap)
-    rows = len(chunks) * batch
+    rows = tiles * len(chunks) * batch
     d_out = fused[-1].first + fused[-1].B.shape[1] + gap
     x = torch.randn((1 + twice) * rows, *positions, D_IN, dtype=torch.float64)
     y = torch.randn((1 + twice) * rows, *positions, d_out, dtype=torch.float64)
     expected = y.clone()
     for row in range(len(x)):
-        chunk = chunks[row % rows // batch]
+        chunk = chunks[row // batch % len(chunks)]
         if (chunk == 0) not in branches:
             continue
         for part in fused:
             outputs = slice(part.first, part.first + part.B.shape[1])
             one = 0 if single else row % batch
             expected[row, ..., outputs] += 0.5 * x[row] @ part.A[one].T @ part.B[one].T
-    spans = plan_spans(len(fused[0].A), branches, chunks, rows)
+    spans = plan_spans(len(fused[0].A), branches, chunks, rows, batch)
     torch.testing.assert_close(add(y, x, fused, spans, rows), expected)
+    if tiles == 1:
+        assert plan_spans(len(fused[0].A), branches, chunks, rows) == spans
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -126,6 +130,19 @@ def test_rows_that_nobody_can_tell_apart_are_a_sentence_with_both_numbers(length
     x, y = torch.zeros(length, D_IN, dtype=torch.float64), torch.zeros(length, 3, dtype=torch.float64)
     with pytest.raises(HywuError, match=rf"sees {length} rows .* has 4"):
         add(y, x, parts(2, [(2, 3)], 0), ((0, 2), (2, 4)), 4)
+
+
+def test_an_image_cut_into_two_runs_of_positions_is_not_taken_for_two_timesteps():
+    """HyperTile makes 2 M rows of M, the two of an image next to each other."""
+    x, y = torch.zeros(8, 3, D_IN, dtype=torch.float64), torch.zeros(8, 3, 3, dtype=torch.float64)
+    with pytest.raises(HywuError, match=r"sees 8 rows .* has 4"):
+        add(y, x, parts(2, [(2, 3)], 0), ((0, 2), (2, 4)), 4)
+
+
+@pytest.mark.parametrize(("rows", "images"), [(6, 2), (3, 3), (5, None)])
+def test_rows_that_are_no_whole_number_of_calls_are_a_sentence(rows, images):
+    with pytest.raises(HywuError, match=rf"{rows} rows for 2 conditions"):
+        plan_spans(1, {True}, (0, 1), rows, images)
 
 
 def test_loras_that_are_not_as_many_as_images_are_a_sentence_with_both_numbers():

@@ -5,6 +5,7 @@ Shapes: C edits, Z latent channels, h x w latents.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,10 @@ from .adaptation import Adaptation, export
 from .adapting import AdaptingConfig, AdaptingTask, Edits
 from .encoded_edits import Encoded, EncodedEdits, Names, together
 from .held_out import HeldOut
+from .processes import first_process
 from .shown import Shown
+
+log = logging.getLogger("hywu")
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,15 @@ class PairedTask(AdaptingTask):
         if n not in self._batches:
             groups = [self.edits.groups[i] for i in self.trained]
             repeats = [self.edits.data.samples.repeats[i] for i in self.trained]
-            self._batches[n] = Batches(groups, n, self.config.seed, tail="fill", repeats=repeats)
+            self._batches[n] = Batches(groups, n, self.config.seed, tail="carry", repeats=repeats)
+            if (rare := self._batches[n].rare())[0] and first_process():
+                log.warning(
+                    "%d of the layouts have fewer samples (%d in all) than a batch of %d: a sample of these "
+                    "is several times in one batch, which comes as much more rarely. --check-data shows the "
+                    "layouts; smaller batches mix better.",
+                    *rare,
+                    n,
+                )
         whole = [self.trained[place] for place in self._batches[n].at(index)]
         draw = random.Random(f"{self.config.seed} {index}")
         prompts = [self._prompt(i, draw) for i in whole]

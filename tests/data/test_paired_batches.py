@@ -106,7 +106,7 @@ SETTINGS = st.fixed_dictionaries(
     {
         "batch_size": st.integers(1, 7),
         "seed": st.integers(0, 2**64 - 1),
-        "tail": st.sampled_from(["short", "drop", "fill"]),
+        "tail": st.sampled_from(["short", "drop"]),
     }
 )
 
@@ -131,17 +131,45 @@ def test_an_epoch_has_every_sample_once_over_all_ranks(groups, settings, world, 
         assert len({groups[index] for index in batch}) == 1
         assert 0 < len(batch) <= settings["batch_size"]
         assert settings["tail"] == "short" or len(batch) == settings["batch_size"]
-    if settings["tail"] != "fill":
-        assert set(seen.values()) <= {1}
+    assert set(seen.values()) <= {1}
     if settings["tail"] == "short" and not left_over:
-        assert len(seen) == len(groups)
-    if settings["tail"] == "fill" and not left_over:
         assert len(seen) == len(groups)
 
 
 @settings(deadline=None)
-@given(GROUPS, SETTINGS, st.integers(0, 40))
-def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(groups, settings, step):
+@given(GROUPS, st.integers(1, 7), st.integers(0, 2**64 - 1), st.integers(1, 4), st.integers(1, 6), st.data())
+def test_whole_batches_have_every_sample_equally_often_however_rare_its_shape(
+    groups, size, seed, world, epochs, data
+):
+    repeats = data.draw(st.lists(st.integers(1, 3), min_size=len(groups), max_size=len(groups)))
+    rows = Counter()
+    for layout, often in zip(groups, repeats, strict=True):
+        rows[layout] += often
+    whole = {layout: n * epochs // size for layout, n in rows.items()}
+    parts = [Batches(groups, size, seed, rank, world, "carry", repeats) for rank in range(world)]
+    batches = [parts[i % world].at(i // world) for i in range(sum(whole.values()))]
+    seen = Counter(index for batch in batches for index in batch)
+    for batch in batches:
+        assert len(batch) == size
+        assert len({groups[index] for index in batch}) == 1
+    assert Counter(groups[batch[0]] for batch in batches) == Counter(whole)
+    for index, layout in enumerate(groups):
+        done = whole[layout] * size // rows[layout]  # epochs of the layout, the last of which is begun
+        assert done * repeats[index] <= seen[index] <= (done + 1) * repeats[index]
+
+
+def test_a_sample_of_a_shape_of_its_own_is_drawn_as_often_as_any_other():
+    batches = Batches([0] * 100 + [1], batch_size=8, tail="carry")
+    seen = Counter(index for step in range(101 * 8) for index in batches.at(step))
+    assert seen[100] == 64
+    assert set(seen.values()) <= {63, 64, 65}
+    assert batches.rare() == (1, 1)
+
+
+@settings(deadline=None)
+@given(GROUPS, SETTINGS, st.integers(0, 40), st.booleans())
+def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(groups, settings, step, carry):
+    settings = settings | ({"tail": "carry"} if carry else {})
     [whole] = ranks(groups, 1, **settings)
     stream = whole.from_step()
     for _ in range(step):

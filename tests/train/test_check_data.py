@@ -51,6 +51,9 @@ def test_a_good_data_set_in_a_process_of_its_own(good, tmp_path):
     assert report["target_sizes"] == [{"width": 96, "height": 64, "images": 4}]
     assert report["target_shapes"] == {"3:2": 4}
     assert sum(bucket["samples"] for bucket in report["buckets"]) == 4
+    (layout,) = report["layouts"]
+    assert (layout["controls"], layout["samples_per_epoch"]) == (1, 4)
+    assert f"{layout['width']} x {layout['height']}, 1 control  4" in process.stdout
     assert not any(problem["count"] for problem in report["problems"].values())
 
 

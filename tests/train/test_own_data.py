@@ -102,14 +102,17 @@ def test_other_backbones_with_several_pictures_and_with_their_own_text(
     assert (generator.encoder_info["kind"], generator.encoder_info["id"]) == expected
 
 
-def test_a_text_encoder_that_looks_at_pictures_sees_them_at_the_size_of_their_bucket(train, tmp_path):
+def test_a_text_encoder_that_looks_at_pictures_sees_them_at_the_size_of_their_bucket(train, tmp_path, caplog):
     """LongCat's transformer knows no mask, and its text grows with the picture that is read with it."""
     data = write_data(tmp_path / "data", conventions.musubi_folders)
     for number, path in enumerate(sorted((tmp_path / "data" / "sources").iterdir())):
         with Image.open(path) as control:
             changed = control.resize((control.width + 24 * number, control.height))
         changed.save(path)
-    train("longcat_image_edit", data, "--batch-size", 4)
+    train("longcat_image_edit", data, "--batch-size", 8)
+    assert (
+        "1 of the layouts have fewer samples (5 in all) than a batch of 8: a sample of these" in caplog.text
+    )
 
 
 def test_the_embedded_backbone_learns_somebodys_edit(data, train):

@@ -57,6 +57,7 @@ class Report:
     targets: dict[tuple[int, int], int]  # by (width, height), the commonest first
     control_sizes: dict[tuple[int, int], int]
     buckets: dict[tuple[int, int], int]  # by (height, width)
+    layouts: dict[tuple[tuple[int, int], int], int]  # by bucket and number of controls; with repeats
     problems: tuple[Problem, ...]
     notes: dict[str, int]
     memory: int  # bytes of the list of samples
@@ -89,6 +90,10 @@ class Report:
             "control_sizes": _sizes_to_list(self.control_sizes),
             "target_shapes": shapes(self.targets),
             "buckets": [{"height": h, "width": w, "samples": n} for (h, w), n in self.buckets.items()],
+            "layouts": [
+                {"height": h, "width": w, "controls": count, "samples_per_epoch": n}
+                for ((h, w), count), n in self.layouts.items()
+            ],
             "problems": {
                 p.kind: {"error": p.error, "count": p.found.count, "examples": p.found.examples}
                 for p in self.problems
@@ -123,6 +128,14 @@ class Report:
         lines += _histogram(
             "buckets (width x height)", {f"{w} x {h}": n for (h, w), n in self.buckets.items()}
         )
+        lines += _histogram(
+            "layouts: what a batch is made of (samples in an epoch)",
+            {
+                f"{w} x {h}, {count} control{'s' * (count != 1)}": n
+                for ((h, w), count), n in self.layouts.items()
+            },
+            most=4 * _SHOWN,
+        )
         return "\n".join(lines)
 
 
@@ -145,6 +158,9 @@ def make_report(data: PairedDataset, seen: Scan, buckets: Buckets, allow_missing
     in_buckets: Counter[tuple[int, int]] = Counter()
     for size, number in seen.targets.items():
         in_buckets[buckets.size(*size)] += number
+    layouts: Counter[tuple[tuple[int, int], int]] = Counter()
+    for (target, *controls), number in seen.samples.items():
+        layouts[buckets.size(*target), len(controls)] += number
     return Report(
         convention=data.convention,
         path=str(data.path),
@@ -156,6 +172,7 @@ def make_report(data: PairedDataset, seen: Scan, buckets: Buckets, allow_missing
         targets=dict(seen.targets.most_common()),
         control_sizes=dict(seen.controls.most_common()),
         buckets=dict(in_buckets.most_common()),
+        layouts=dict(layouts.most_common()),
         problems=(
             Problem("missing_targets", True, "missing edited images", samples.missing_targets),
             Problem(

@@ -27,6 +27,7 @@ class Scan:
 
     targets: Counter[tuple[int, int]] = field(default_factory=Counter)  # (width, height)
     controls: Counter[tuple[int, int]] = field(default_factory=Counter)
+    samples: Counter[tuple[tuple[int, int], ...]] = field(default_factory=Counter)  # sizes of all pictures
     unreadable: Findings = field(default_factory=Findings)
     # The rest is known only of a thorough scan.
     duplicates: Findings = field(default_factory=Findings)  # samples that an earlier one equals
@@ -84,6 +85,7 @@ def _note(found: Scan, data: PairedDataset, index: int, seen: _Look) -> None:
     for place in seen.unreadable:
         found.unreadable.add(place)
     if not seen.unreadable:
+        found.samples[tuple(seen.sizes)] += data.samples.repeats[index]
         found.targets[seen.sizes[0]] += 1
         found.controls.update(seen.sizes[1:])
     if seen.identical:

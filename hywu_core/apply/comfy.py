@@ -137,19 +137,20 @@ def apply_adapter(
     cannot = _cannot_merge(servings, where)
     if where.mode == "merge" and cannot:
         raise HywuError(f"Merging into the weights takes {cannot}; choose the mode 'side path'.")
-    cost = relative_cost(adapter, servings[0].places.values())
+    first = servings[0].adapter
+    cost = relative_cost(first, servings[0].places.values())
     unreached = _unreached(servings)
     if unreached and (where.mode == "side path" or (where.mode == "auto" and cannot)):
         raise HywuError(
             f"{unreached[0].upper()}{unreached[1:]}; "
             + (f"and merging takes {cannot}." if cannot else "choose the mode 'merge', or auto, which does.")
         )
-    dear = f"a side path of rank {adapter.rank} costs {cost:.0%} of theirs"
     rather_merged = unreached or (cost > DEAREST_SIDE_PATH and not cannot)
     if where.mode == "merge" or (where.mode == "auto" and rather_merged):
-        adapter.check()
-        report.append(f"Merged into the weights ({unreached or dear}).")
-        return Applied(merged(patcher, adapter, servings[0].places, strength), report)
+        first.check()
+        reason = unreached or f"a side path of rank {first.rank} costs {cost:.0%} of theirs"
+        report.append(f"Merged into the weights{f' ({reason})' if where.mode == 'auto' else ''}.")
+        return Applied(merged(patcher, first, servings[0].places, strength), report)
     report.append(_described(servings, where))
     return Applied(_beside(patcher, servings, strength, where.schedule), report)
 

@@ -163,6 +163,7 @@ def merging(base: ModelPatcher, adapter: Adapter) -> dict[str, object]:
 
     return {
         "merged": gap(merged, beside_it),
+        "merge_report": apply_adapter(base, one, 0.5, merge).report,
         "huge": gap(sample(huge.model, *conds), beside_it),
         "huge_report": huge.report,
         "huge_beside": gap(sample(beside(base, large, 0.5, Where(mode="side path")), *conds), beside_it),

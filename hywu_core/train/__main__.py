@@ -73,6 +73,7 @@ _MODELS = {  # of `Task.about`, as people call them
     "encoder": "condition encoder",
     "backbone_encoders": "backbone's autoencoder or text encoder",
     "backbone": "backbone",
+    "kept": "generator that the run keeps a share of",
 }
 
 

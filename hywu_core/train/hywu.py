@@ -6,7 +6,7 @@ Shapes: C conditions, Z latent channels, h x w latents.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ..errors import HywuError, require_positive
 from ..generator import GeneratorConfig, ParameterGenerator, load_generator
 from ..lora import Adapter, LoraSpec
 from ..pipeline import HywuPipeline
+from ..storage import file_sha256
 from ..tokens import TokenLayout
 from .adaptation import export, make_adaptation, require_adaptation
 from .adapting import AdaptingConfig, AdaptingTask, Edits
@@ -142,11 +143,13 @@ class HywuTask(AdaptingTask):
         )
         if config.keep and init is None:
             raise HywuError(f"keep is {config.keep}, a share of what is started from; name that by init.")
-        self._init = init
+        self._kept: tuple[str, Mapping[str, Tensor]] | None = None  # hash and weights it leans back to
         if init is not None:
             if config.adaptation != "hywu":
                 raise HywuError(f"init is a generator to start from; {config.adaptation} trains none.")
-            warm_start(adaptation.module, init)
+            start = warm_start(adaptation.module, init)
+            if config.keep:  # now: the run's own result may take the file's place
+                self._kept = file_sha256(init), start.state_dict()
         super().__init__(name, transformer, adaptation, config, compiled)
         self._run = torch.compile(self.backbone) if compiled else self.backbone
         if isinstance(world, WorldConfig):
@@ -183,14 +186,15 @@ class HywuTask(AdaptingTask):
         return inputs.text.tokens.shape[1] + sum(map(count_tokens, pictures))
 
     def about(self) -> dict[str, Any]:
-        """The models that it learns through."""
-        return {"encoder": EmbeddedConditionEncoder.info(), "backbone": EmbeddedBackbone.info()}
+        """The models that it learns through, and what it keeps a share of."""
+        models = {"encoder": EmbeddedConditionEncoder.info(), "backbone": EmbeddedBackbone.info()}
+        return models if self._kept is None else models | {"kept": self._kept[0]}
 
     def finish(self, out: Path) -> str:
         """Write what was learned; compare with the frozen base on held-out photographs."""
         self.release()
-        if self.config.keep:
-            lean_back(self.adaptation.module, self._init, self.config.keep)
+        if self._kept is not None:
+            lean_back(self.adaptation.module, self._kept[1], self.config.keep)
         (path, *_) = self.save(out)
         device = next(self.module.parameters()).device
         # Measured is what was written, rounding included.

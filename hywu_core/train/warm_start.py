@@ -5,10 +5,11 @@ And end it nearer there, which keeps more of what was known (WiSE-FT, Wortsman e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..errors import HywuError
 from ..generator import ParameterGenerator, load_generator
@@ -16,8 +17,8 @@ from ..generator.quantize import quantization_of
 from ..pipeline import check_embedded
 
 
-def warm_start(module: ParameterGenerator, path: str | Path) -> None:
-    """Copy the weights of a generator file into `module`, in place.
+def warm_start(module: ParameterGenerator, path: str | Path) -> ParameterGenerator:
+    """Copy the weights of a generator file into `module`, in place; returns that generator.
 
     Raises HywuError when the file is missing, damaged, quantised or for another backbone, and when its
     sizes or targets differ, naming both.
@@ -29,12 +30,12 @@ def warm_start(module: ParameterGenerator, path: str | Path) -> None:
     if differences := list(_differences(start, module)):
         raise HywuError(f"{path} is not the generator of this recipe: {'; '.join(differences)}.")
     module.load_state_dict(start.state_dict())
+    return start
 
 
 @torch.no_grad()
-def lean_back(module: ParameterGenerator, path: str | Path, share: float) -> None:
-    """Let `module` be `share` of the weights of the file it began with, and the rest of its own."""
-    start = load_generator(path).state_dict()
+def lean_back(module: ParameterGenerator, start: Mapping[str, Tensor], share: float) -> None:
+    """Let `module` be `share` of the weights that it began with, and the rest of its own."""
     for name, weight in module.state_dict().items():
         weight.lerp_(start[name].to(weight), share)
 

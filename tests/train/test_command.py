@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from hywu_core.errors import HywuError
 from hywu_core.generator import save_generator
 from hywu_core.lora import LoraSpec
 from hywu_core.train import recipes
-from hywu_core.train.__main__ import main, parser, plan
+from hywu_core.train.__main__ import _check_same, main, parser, plan
 from hywu_core.train.checkpoint import TrainState, read_checkpoint
 from hywu_core.train.checkpoint_files import MARKER, newest
 from hywu_core.train.hywu import HywuTask, HywuTrainingConfig
@@ -301,6 +302,20 @@ def test_a_resumed_run_needs_no_file_that_it_once_started_from(no_data, tmp_path
     assert resumed.describe()["settings"]["init"] == "gone.safetensors"
 
 
+def test_a_share_is_kept_of_the_same_generator_however_often_a_run_is_finished(no_data, tmp_path):
+    start = shutil.copy(GENERATOR, tmp_path / "start.safetensors")
+    given = (*GENERATOR_FROM, f"init={start}", "--set", "keep=0.25", "--out", str(tmp_path / "run"))
+    task = planned(*given).build(ALONE)
+    began = task.about()
+    shipped = load_generator(GENERATOR)
+    with torch.no_grad():
+        shipped.load_state_dict({name: tensor + 1 for name, tensor in shipped.state_dict().items()})
+    save_generator(start, shipped, shipped.encoder_info, shipped.backbone_info)  # by the run itself perhaps
+    assert task.about() == began
+    with pytest.raises(HywuError, match=r"The generator that the run keeps a share of has changed"):
+        _check_same(tmp_path / "run", began, planned(*given).build(ALONE).about())
+
+
 def test_a_start_of_another_size_names_both_and_changes_nothing(wrong_files):
     shipped = load_generator(GENERATOR)
     module = ParameterGenerator(shipped.config, shipped.spec, shipped.layout)
@@ -314,7 +329,7 @@ def test_some_of_the_weights_that_a_run_starts_from_can_be_kept():
     shipped = load_generator(GENERATOR)
     module = ParameterGenerator(shipped.config, shipped.spec, shipped.layout)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    lean_back(module, GENERATOR, 0.25)
+    lean_back(module, shipped.state_dict(), 0.25)
     for name, tensor in module.state_dict().items():
         torch.testing.assert_close(tensor, 0.75 * before[name] + 0.25 * shipped.state_dict()[name])
     with pytest.raises(HywuError, match=r"keep is 0\.3, a share of what is started from; name that by init"):

@@ -261,13 +261,13 @@ def _cannot_merge(servings: list[_Serving], where: Where) -> str:
 
 def _unreached(servings: list[_Serving]) -> str:
     """A clause about modules that a side path would miss; empty if there are none."""
-    places = (place for one in servings for place in one.places.values())
-    if not (missed := dict.fromkeys(place.module for place in places if place.passed_by)):
+    missed = {
+        place.module: place.passed_by for one in servings for place in one.places.values() if place.passed_by
+    }
+    if not missed:
         return ""
-    return (
-        f"a side path does not reach {len(missed)} INT8 layers whose kernel takes in the activation before "
-        f"them, such as {next(iter(missed))}"
-    )
+    module, reason = next(iter(missed.items()))
+    return f"a side path does not reach {len(missed)} of the {reason}, such as {module}"
 
 
 def _described(servings: list[_Serving], where: Where) -> str:

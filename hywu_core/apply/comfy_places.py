@@ -30,7 +30,7 @@ class Place:
     d_in: of a convolution, channels times kernel.
     permute: how ComfyUI reordered the target's rows when it converted the weights, if it did.
     convolution: how the module reads its input, if it is one.
-    passed_by: whether the module may be computed without its forward, so that a side path would be left out.
+    passed_by: which modules it is one of, if a side path on those is left out; empty if it is not.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Place:
     d_out: int
     permute: Callable[[Tensor], Tensor] | None
     convolution: Convolution | None = None
-    passed_by: bool = False
+    passed_by: str = ""
 
     @property
     def fused(self) -> bool:
@@ -115,14 +115,31 @@ def find_module(root: nn.Module, path: str) -> nn.Module:
     return module
 
 
-def _passed_by(root: nn.Module, path: str, module: nn.Module) -> bool:
-    """Whether the module may be computed without its forward.
+def _passed_by(root: nn.Module, path: str, module: nn.Module) -> str:
+    """Which modules it is one of, if a side path on those is left out; empty if it is not.
 
-    ComfyUI 0.33's `linear_input_act` hands INT8 weights to a kernel that takes in the activation before them
-    (in Wan's and LTX's MLPs); it is called by a module above.
+    - ComfyUI 0.33's `linear_input_act` hands INT8 weights to a kernel that takes in the activation before
+      them (in the MLPs of Wan, LTX and MiniMax); it is called by a module above.
+    - Some models have ComfyUI run a part of them on the text once, before the first model call (Anima's
+      adapter, the connectors of LTX with sound, MiniMax's refiner).
     """
-    if getattr(getattr(module, "weight", None), "_layout_cls", None) != "TensorWiseINT8Layout":
+    if getattr(getattr(module, "weight", None), "_layout_cls", None) == "TensorWiseINT8Layout":
+        above = [path.rsplit(".", levels)[0] for levels in (1, 2)]
+        forwards = (type(find_module(root, parent)).forward for parent in above)
+        if any("linear_input_act" in forward.__code__.co_names for forward in forwards):
+            return "INT8 layers whose kernel takes in the activation before them"
+    if _before_sampling(root, path):
+        return "layers that ComfyUI runs on the text before it samples"
+    return ""
+
+
+def _before_sampling(root: nn.Module, path: str) -> bool:
+    """Whether the module is in what the model runs on the text before the first call."""
+    top, _, part = path.partition(".")
+    model = find_module(root, top)
+    preprocess = getattr(type(model), "preprocess_text_embeds", None)
+    part = part.split(".")[0]
+    if preprocess is None or part not in preprocess.__code__.co_names:
         return False
-    above = [path.rsplit(".", levels)[0] for levels in (1, 2)]
-    forwards = (type(find_module(root, parent)).forward for parent in above)
-    return any("linear_input_act" in forward.__code__.co_names for forward in forwards)
+    # LTX says of its own projections whether they come before the connectors, or are left to every call.
+    return "caption_projection" not in part or getattr(model, "caption_proj_before_connector", True)

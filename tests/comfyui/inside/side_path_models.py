@@ -9,10 +9,12 @@ from flux import beside, gap
 # isort: split
 import comfy.ldm.chroma.model
 import comfy.ldm.flux.model
+import comfy.sample
 import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
-from pack.hywu_core.apply.comfy import apply_adapter
+from pack.hywu_core.apply.comfy import Where, apply_adapter
+from pack.hywu_core.errors import HywuError
 from pack.hywu_core.lora import Adapter
 
 CPU = torch.device("cpu")
@@ -94,9 +96,58 @@ def two_models() -> dict[str, float]:
     return measured
 
 
+def anima() -> ModelPatcher:
+    """Anima: an adapter of its own reads the text, which ComfyUI runs before sampling."""
+    sizes = {
+        **{"image_model": "anima", "max_img_h": 32, "max_img_w": 32, "max_frames": 4, "in_channels": 16},
+        **{"out_channels": 16, "patch_spatial": 2, "patch_temporal": 1, "model_channels": 64},
+        **{"num_blocks": 1, "num_heads": 2, "crossattn_emb_channels": 1024, "concat_padding_mask": True},
+        **{"pos_emb_cls": "rope3d", "pos_emb_learnable": True, "use_adaln_lora": True, "adaln_lora_dim": 8},
+    }
+    config = comfy.supported_models.Anima(sizes | {"dtype": torch.float32})
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, device=CPU)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return ModelPatcher(model, CPU, CPU)
+
+
+def before_sampling() -> dict[str, object]:
+    """A LoRA on what runs before the first model call: merged by auto, refused beside the model."""
+    if not hasattr(comfy.supported_models, "Anima"):
+        return {}
+    base = anima()
+    random = torch.Generator().manual_seed(1)
+    A, B = (torch.randn(1, *shape, generator=random) for shape in ((3, 1024), (1024, 3)))
+    early = Adapter({"llm_adapter.out_proj": (A, B)}, 1.0)
+    refused = {}
+    for kind, where in {"side path": Where(mode="side path"), "branch": Where(branch="positive")}.items():
+        try:
+            apply_adapter(base, early, 1.0, where)
+        except HywuError as error:
+            refused[kind] = str(error)
+    auto = apply_adapter(base, early)
+
+    def drawn(patcher: ModelPatcher) -> torch.Tensor:
+        noise = torch.randn(1, 16, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+        text = torch.randn(1, 7, 1024, generator=torch.Generator().manual_seed(3))
+        cond = [[text, {"t5xxl_ids": torch.arange(7), "t5xxl_weights": torch.ones(7)}]]
+        settings = (1, 1.0, "euler", "simple", cond, cond, torch.zeros_like(noise))
+        with torch.inference_mode():
+            return comfy.sample.sample(patcher, noise, *settings, disable_pbar=True, seed=1).clone()
+
+    return {
+        "refused": refused,
+        "report": auto.report,
+        "effect": gap(drawn(auto.model), drawn(base)),
+        "in every call": apply_adapter(base, lora("blocks.0.self_attn.q_proj")).report,
+    }
+
+
 def main() -> dict[str, object]:
     """Everything the test asks about."""
-    return {"relatives": relatives(), "two models": two_models()}
+    return {"relatives": relatives(), "two models": two_models(), "before sampling": before_sampling()}
 
 
 print(json.dumps(main()))

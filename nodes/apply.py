@@ -54,7 +54,7 @@ class ApplyLoRA(io.ComfyNode):
                     tooltip="side path: beside the model, nothing is patched. merge: into the weights, as "
                     "stock loaders do; takes one LoRA, both branches and all of sampling. auto: the side "
                     "path, but a merge where the rank is so large that the side path would cost more than "
-                    "a quarter of the adapted layers, and for INT8 layers that it does not reach.",
+                    "a quarter of the adapted layers, and for layers that it does not reach.",
                 ),
                 AdapterSocket.Input(
                     "negative_adapter",

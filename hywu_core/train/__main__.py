@@ -27,6 +27,7 @@ from .paired_recipe import BACKBONE_TEXT
 from .parallel import Parallel, ParallelConfig, add_parallel_arguments, parallel_config
 from .processes import enough_memory, one_speaks
 from .progress import save_loss_curve
+from .run_lock import alone
 from .watch import RunWatch, device_peak
 
 
@@ -178,19 +179,21 @@ def main(argv: list[str] | None = None) -> int:
                 require("torchao")  # by the optimiser
             require_storage()  # before the data is prepared
         with Parallel.joined(planned.parallel, planned.config.device) as parallel, enough_memory():
-            return _run(planned, parallel)
+            parallel.dealing(planned.settings.get("noise_levels", 1), planned.config.accumulate).check(
+                planned.config.batch_size
+            )
+            with alone(planned.out, parallel):  # before the long preparation of the data
+                return _run(planned, parallel)
 
 
 def _run(planned: Plan, parallel: Parallel) -> int:
     config, out, run = planned.config, planned.out, planned.describe()
-    parallel.dealing(planned.settings.get("noise_levels", 1), config.accumulate).check(config.batch_size)
     task = planned.build(parallel)  # the long preparation of the data comes before anything is written
     run["data"] = task.about()
     before = describe(out) if planned.resume else None
     if before is not None:
         _check_same(out, before.run.get("data", {}), run["data"])
     if parallel.main:
-        out.mkdir(parents=True, exist_ok=True)
         _write_text(out / "run.json", json.dumps(run, indent=2))
     parallel.barrier()
     try:

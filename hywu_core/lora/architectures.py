@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +34,7 @@ class Architecture:
     loose: modules outside the blocks, original name -> target name.
     turned: targets whose output rows come in two halves that change places in the original module.
     aliases: target ModuleList -> more names of modules that only some files use.
+    aspects: original module -> outputs for each input, which tell it from another with the same names.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Architecture:
     turned: frozenset[str] = frozenset()
     aliases: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     variants: Mapping[str, HeaderNames] = field(default_factory=dict)
+    aspects: Mapping[str, Fraction] = field(default_factory=dict)
 
     def header_of(self, base: str) -> HeaderNames:
         """What a file's header calls the backbone with this id, "" if it is unknown."""
@@ -75,6 +78,15 @@ class Architecture:
         """Whether this is an original name whose output rows come in the other order than the target's."""
         originals = (original for original, target in self.loose.items() if target in self.turned)
         return any(name in (original, original.replace(".", "_")) for original in originals)
+
+    def in_blocks(self, name: str) -> bool:
+        """Whether this is any name of a module of a block."""
+        return name not in self._loose_spellings and self.targets_of(name) is not None
+
+    def has_aspect(self, name: str, d_in: int, d_out: int) -> bool:
+        """Whether a module of this name and these sizes is one that only this architecture has."""
+        match = self._pattern.fullmatch(name)
+        return match is not None and _with_flat(self.aspects).get(match[3]) == Fraction(d_out, d_in)
 
     def has(self, target: str) -> bool:
         """Whether this is the name of a target."""
@@ -116,6 +128,7 @@ FLUX = Architecture(
     variants={
         "longcat-image-edit": HeaderNames("LongCat-Image-Edit/lora", "longcat_image"),
         "longcat": HeaderNames("LongCat-Image/lora", "longcat_image"),
+        **dict.fromkeys(("flux.2", "flux-2", "flux2"), HeaderNames("Flux.2-dev/lora", "flux2")),
     },
     blocks={
         "transformer_blocks": (
@@ -171,6 +184,36 @@ FLUX = Architecture(
     turned=frozenset({"norm_out.linear"}),  # shift and scale in the release, scale and shift in diffusers
 )
 
+# It has FLUX.1's original names over other sizes: its MLPs are gated. Its targets are these names themselves:
+# every ComfyUI knows them, and only new ones some of those that diffusers has for it.
+FLUX_2 = Architecture(
+    name="flux2",
+    families=("flux.2", "flux-2", "flux2", "flux_2"),
+    prefix="diffusion_model.",
+    header=HeaderNames("Flux.2-dev/lora", "flux2"),
+    blocks={
+        "double_blocks": (
+            "double_blocks",
+            _same(*(f"{s}_{m}" for s in ("img", "txt") for m in ("attn.qkv", "attn.proj", "mlp.0", "mlp.2"))),
+        ),
+        "single_blocks": ("single_blocks", _same("linear1", "linear2")),
+    },
+    loose={
+        name: name
+        for name in (
+            *("img_in", "txt_in", "time_in.in_layer", "time_in.out_layer"),
+            *("guidance_in.in_layer", "guidance_in.out_layer"),
+            *("double_stream_modulation_img.lin", "double_stream_modulation_txt.lin"),
+            *("single_stream_modulation.lin", "final_layer.adaLN_modulation.1", "final_layer.linear"),
+        )
+    },
+    aspects={
+        **{"linear1": Fraction(9), "linear2": Fraction(1, 4)},
+        **{"img_mlp.0": Fraction(6), "img_mlp.2": Fraction(1, 3)},
+        **{"txt_mlp.0": Fraction(6), "txt_mlp.2": Fraction(1, 3)},
+    },
+)
+
 QWEN_IMAGE = Architecture(
     name="qwen_image",
     families=("qwen",),
@@ -211,7 +254,7 @@ QWEN_IMAGE = Architecture(
     },
 )
 
-ARCHITECTURES = (FLUX, QWEN_IMAGE)
+ARCHITECTURES = (FLUX, QWEN_IMAGE, FLUX_2)
 
 
 def architecture_of(targets: Iterable[str]) -> Architecture | None:
@@ -248,7 +291,19 @@ def describe_backbone(adapter: Adapter) -> str:
     return f"{base} ({name})" if base and base != name else name
 
 
-def likeliest(modules: Iterable[str]) -> Architecture:
-    """The architecture that knows most of these module names; if two know the same, they agree on them."""
-    modules = list(modules)
-    return max(ARCHITECTURES, key=lambda a: sum(a.targets_of(module) is not None for module in modules))
+def likeliest(modules: Mapping[str, tuple[int, int]]) -> Architecture | None:
+    """The architecture that knows most of these modules, if it knows all or any of a block; else None.
+
+    Outside of blocks other models have modules of the same names. If two know the same names, they agree on
+    them, or it is the one whose sizes the modules have.
+
+    modules: by any of their names, (d_in, d_out).
+    """
+
+    def rank(architecture: Architecture) -> tuple[int, int]:
+        known = sum(architecture.targets_of(name) is not None for name in modules)
+        return known, sum(architecture.has_aspect(name, *dims) for name, dims in modules.items())
+
+    best = max(ARCHITECTURES, key=rank)
+    its_own = rank(best)[0] == len(modules) or any(map(best.in_blocks, modules))
+    return best if its_own else None

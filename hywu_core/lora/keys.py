@@ -3,8 +3,8 @@
 Target names in an `Adapter` are the backbone's own module paths (diffusers names for FLUX and Qwen-Image).
 Files name the same modules in other ways: behind a prefix (`transformer.`, `diffusion_model.`,
 `base_model.model.`), with all dots flattened to underscores (kohya), and, for FLUX, by the names of its
-first release, where q, k, v and the single blocks' MLP are one fused linear. `to_file` and `from_file` are
-inverses of each other for every format.
+first release, where q, k, v and the single blocks' MLP are one fused linear (FLUX.2's targets have these
+names themselves). `to_file` and `from_file` are inverses of each other for every format.
 """
 
 from __future__ import annotations
@@ -177,18 +177,19 @@ def _factors(module: str, parts: Mapping[str, Tensor]) -> Factors:
 
 def _renamed(modules: Mapping[str, Factors]) -> dict[str, Factors]:
     """From the file's module names to target names; fused modules come apart."""
-    bare = {_without_prefix(module): factors for module, factors in modules.items()}
-    architecture = likeliest(bare)
+    architecture = likeliest(
+        {_without_prefix(module): (f.A.shape[-1], f.B.shape[-2]) for module, f in modules.items()}
+    )
     renamed: dict[str, Factors] = {}
     for module, factors in modules.items():
         name = _without_prefix(module)
-        targets = architecture.targets_of(name)
+        targets = architecture.targets_of(name) if architecture else None
         if targets is None and module.startswith(_FLAT_PREFIXES):
             raise HywuError(
                 f"The LoRA file adapts {module!r}, which neither FLUX nor Qwen-Image has; it was made for "
                 "another model."
             )
-        if architecture.turns(name):
+        if architecture and architecture.turns(name):
             factors = _turned(factors)
         cut = _cut(targets or (name,), factors)  # a dotted name that no table has is the module's path itself
         if twice := cut.keys() & renamed.keys():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hywu_core.errors import HywuError
-from hywu_core.lora.architectures import FLUX, QWEN_IMAGE, architecture_for, architecture_of
+from hywu_core.lora.architectures import FLUX, FLUX_2, QWEN_IMAGE, architecture_for, architecture_of
 from hywu_core.lora.factors import Factors
 from hywu_core.lora.keys import format_of, from_file, resolve_format, to_file
 
@@ -30,7 +30,7 @@ def factors_of(names):
     return factors
 
 
-ALL = {architecture.name: targets_of(architecture) for architecture in (FLUX, QWEN_IMAGE)}
+ALL = {architecture.name: targets_of(architecture) for architecture in (FLUX, QWEN_IMAGE, FLUX_2)}
 CONTAINERS = ("base_model.model.", "diffusion_model.", "transformer.", "lora_unet_")
 NATIVE = ["model.layers.0.self_attn.qkv_proj", "transformer.h.0.c_fc", "double_blocks.0.img_attn.qkv"]
 
@@ -90,7 +90,7 @@ def test_architectures_are_told_apart_by_what_only_they_have():
     assert architecture_of(ALL["flux"]) is FLUX
     assert architecture_of(ALL["qwen_image"]) is QWEN_IMAGE
     assert architecture_of(["transformer_blocks.0.attn.to_q"]) is None
-    assert architecture_of(["double_blocks.0.img_attn.qkv"]) is None  # a file's name, not a target's
+    assert architecture_of(["double_blocks.0.img_attn.qkv"]) is FLUX_2  # of FLUX.1 it is a file's name only
 
 
 def test_the_same_bare_name_means_different_modules_in_different_files():
@@ -100,6 +100,33 @@ def test_the_same_bare_name_means_different_modules_in_different_files():
     file = to_file(flux, "kohya")
     assert "lora_unet_img_in.lora_down.weight" in file
     assert from_file(file).keys() == flux.keys()
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_"])
+@pytest.mark.parametrize(
+    ("module", "d_in", "d_out"),
+    [("single_blocks.3.linear1", 1, 9), ("single_blocks.3.linear2", 4, 1),
+     ("double_blocks.0.img_mlp.0", 1, 6), ("double_blocks.0.txt_mlp.2", 3, 1),
+     ("double_stream_modulation_img.lin", 1, 6)],
+)  # fmt: skip
+def test_flux_2_has_the_original_names_over_sizes_of_its_own(prefix, module, d_in, d_out):
+    """Its gated MLPs made a file with FLUX.1's names of it that fitted no model."""
+    sizes = {module: (d_in * WIDTH, d_out * WIDTH), "double_blocks.0.img_attn.qkv": (WIDTH, 3 * WIDTH)}
+    file = {}
+    for name, (inputs, outputs) in sizes.items():
+        name = name.replace(".", "_") if prefix == "lora_unet_" else name
+        file[f"{prefix}{name}.lora_down.weight"] = torch.randn(RANK, inputs)
+        file[f"{prefix}{name}.lora_up.weight"] = torch.randn(outputs, RANK)
+    back = from_file(file)
+    assert back.keys() == sizes.keys()
+    assert format_of(to_file(back, "auto")) == "comfy"
+
+
+@pytest.mark.parametrize("block", ["blocks.0.self_attn.q_proj", "layers.0.attention.qkv"])
+@pytest.mark.parametrize("loose", ["final_layer.linear", "img_in", "time_in.in_layer"])
+def test_what_other_models_have_outside_their_blocks_keeps_its_name(block, loose):
+    file = {f"diffusion_model.{n}.lora_{x}.weight": torch.ones(2, 2) for n in (block, loose) for x in "AB"}
+    assert list(from_file(file)) == [block, loose]
 
 
 def test_a_fused_module_of_the_first_release_comes_apart_with_alpha():

@@ -240,7 +240,7 @@ def _differs(before: object, now: object) -> bool:
     """Whether what was noted down is not so any more; of what has names, by those that were noted down."""
     if isinstance(before, dict) and isinstance(now, dict):
         return any(now.get(name) != value for name, value in before.items())
-    return before is not None and before != now
+    return before is not None and now is not None and before != now
 
 
 def _write_text(path: Path, text: str) -> None:

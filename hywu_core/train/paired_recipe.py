@@ -80,6 +80,7 @@ def build(kind: str, config: TrainConfig, settings: Mapping[str, Any], processes
         raise HywuError("Which backbone is trained through? Name its folder or hub id with --backbone MODEL.")
     device, dtype = resolve_device(config.device), _DTYPES[settings["backbone_dtype"]]
     edits = look(backbone, settings)
+    check_adaptable(edits, settings)
     named = {"model": settings["backbone"]} if settings["backbone"] else {}
     named["allow_download"] = settings["allow_download"]
     frozen = named | {
@@ -174,12 +175,35 @@ def look(backbone: type[EditBackbone], settings: Mapping[str, Any]) -> EncodedEd
     )
 
 
+def check_adaptable(edits: EncodedEdits, settings: Mapping[str, Any]) -> None:
+    """HywuError where what shall learn cannot learn from such edits."""
+    if reads_with_encoder(settings):
+        bare = [i for i in range(len(edits)) if not edits.data.samples.count_controls(i)]
+        if bare:
+            raise HywuError(
+                f"{len(bare)} of {len(edits)} samples have no control picture, such as "
+                f"{edits.data[bare[0]].target}, and the condition encoder looks at one; add them, or let the "
+                f"generator read the backbone's own text with --encoder {BACKBONE_TEXT}."
+            )
+    tasks = len(edits.tasks)
+    if settings["adaptation"] == "single_lora" and 2 * tasks > len(edits):
+        raise HywuError(
+            f"The {len(edits)} samples have {tasks} different captions, and single_lora learns a LoRA for "
+            "each; give all samples of a task the same one, or take shared_lora or hywu."
+        )
+
+
+def reads_with_encoder(settings: Mapping[str, Any]) -> bool:
+    """Whether there is a generator, and it reads with an encoder of its own. No baseline reads conditions."""
+    return settings["adaptation"] == "hywu" and settings["encoder"] != BACKBONE_TEXT
+
+
 def load_condition_encoder(
     settings: Mapping[str, Any], device: torch.device, embedded: bool
 ) -> ConditionEncoder | None:
-    """The encoder the generator reads with; None where that is the backbone's own text."""
+    """The encoder the generator reads with; None where that is the backbone's own text, or nobody reads."""
     name = settings["encoder"]
-    if name == BACKBONE_TEXT:
+    if not reads_with_encoder(settings):
         return None
     if embedded and name in ("", EmbeddedConditionEncoder.kind):
         return EmbeddedConditionEncoder.load(silent=True)

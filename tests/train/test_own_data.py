@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hywu_core import Condition, cli, load_adapter, load_generator
+from hywu_core.backbones.embedded_edit import EmbeddedEditBackbone
 from hywu_core.backbones.registry import backbone_class
 from hywu_core.cli import command
 from hywu_core.conditions import SigLIP2Encoder
@@ -158,6 +159,35 @@ def test_the_baselines_leave_what_stock_loaders_open(adaptation, files, data, tr
     if adaptation == "single_lora":
         said = {load_adapter(out / name).provenance["task"] for name in files}
         assert said == {"make it darker", "less light, please"}
+
+
+def test_a_baseline_encodes_no_conditions(data, train, monkeypatch):
+    monkeypatch.setattr(SigLIP2Encoder, "load", lambda *_, **__: pytest.fail("an encoder was loaded"))
+    train("flux_kontext", data, "--adaptation", "shared_lora")
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (
+            (),
+            r"1 of 6 samples have no control picture, such as .*cat_0\.png, and the condition encoder looks",
+        ),
+        (("--adaptation", "single_lora"), "The 6 samples have 6 different captions, and single_lora learns"),
+    ],
+)
+def test_edits_that_cannot_be_learned_so_are_refused_before_anything_loads(
+    more, sentence, tmp_path, capfd, monkeypatch
+):
+    data = write_data(tmp_path / "data", conventions.plain)
+    for number, caption in enumerate(sorted((data / "targets").glob("*.txt"))):
+        caption.write_text(f"do what {number} says", encoding="utf-8")
+    sorted((data / "control_0").iterdir())[0].unlink()
+    monkeypatch.setattr(EmbeddedEditBackbone, "load_encoders", lambda **_: pytest.fail("models were loaded"))
+    given = ("--recipe", "embedded", "--data", data, "--allow-missing-controls", "--out", tmp_path / "run")
+    before = contents(tmp_path)
+    assert re.search(sentence, refused(main, *given, *more, folder=tmp_path, capfd=capfd))
+    assert contents(tmp_path) == before
 
 
 def test_a_full_disk_leaves_the_fine_tuned_backbone_of_before(models, tmp_path):

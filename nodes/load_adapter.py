@@ -7,8 +7,8 @@ from pathlib import Path
 import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..hywu_core.lora import load_adapter
 from ..hywu_core.lora.architectures import describe_adapter
+from ..hywu_core.lora.files import read_adapter
 from ..hywu_core.lora.peft import CONFIG
 from .backports import search_words, shown_again
 from .folders import FileStates, states
@@ -57,8 +57,14 @@ class LoadAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, adapter_name: str) -> io.NodeOutput:
         """Read the file."""
-        adapter = load_adapter(_path(adapter_name))
-        return io.NodeOutput(adapter, ui={"hywu_report": [describe_adapter(adapter)]})
+        adapter, skipped = read_adapter(_path(adapter_name))
+        report = [describe_adapter(adapter)]
+        if skipped:
+            report.append(
+                f"Left out {skipped} tensors for text encoders: an adapter is for the model. "
+                "Load LoRA applies them too."
+            )
+        return io.NodeOutput(adapter, ui={"hywu_report": report})
 
 
 def _path(name: str) -> Path:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -21,7 +22,15 @@ from ..storage import open_safetensors, write_safetensors
 from .adapter import Adapter
 from .factors import Factors, baked_factors
 from .header import header_of, number_in, parted, told_by
-from .keys import PEFT_PREFIX, KeyFormat, format_of, from_file, resolve_format, to_file
+from .keys import (
+    PEFT_PREFIX,
+    KeyFormat,
+    format_of,
+    from_file,
+    resolve_format,
+    text_encoder_parts,
+    to_file,
+)
 from .peft import CONFIG, WEIGHTS, embedded_config, read_config
 
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
@@ -91,7 +100,19 @@ def _baked(adapter: Adapter, strength: float, key_format: KeyFormat | None) -> f
     return None
 
 
+class Loaded(NamedTuple):
+    """The adapter that a file holds, and how many of the file's tensors, of text encoders, are not in it."""
+
+    adapter: Adapter
+    of_text_encoders: int
+
+
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """Read an adapter, as `read_adapter` does."""
+    return read_adapter(path).adapter
+
+
+def read_adapter(path: str | os.PathLike[str]) -> Loaded:
     """Read an adapter of batch 1 from a LoRA file or a PEFT directory, on the CPU and in the file's dtype.
 
     Reads what `save_adapter` and `save_peft` write, and stock files for FLUX and Qwen-Image (see `keys`).
@@ -112,9 +133,11 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         told = told_by(header)
         if scaling is None and not any(key.endswith(".alpha") for key in tensors):
             scaling = embedded_config(header)
-        factors = from_file(tensors, _before_names(told), scaling.scale if scaling else None)
+        before = _before_names(told)
+        factors = from_file(tensors, before, scaling.scale if scaling else None)
         told.setdefault("key_format", format_of(tensors))
-        return _import(factors, told).check()
+        skipped = 0 if before is not None else len(text_encoder_parts(tensors))
+        return Loaded(_import(factors, told).check(), skipped)
     except HywuError as error:
         raise HywuError(f"{path.name}: {error}") from error
 

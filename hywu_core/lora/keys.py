@@ -123,18 +123,19 @@ def from_file(
     pair is missing, or if there are other kinds of tensors (DoRA, LoKr, biases): never half an adapter.
     """
     halves: dict[str, dict[str, Tensor]] = {}
-    skipped = 0
+    skipped = text_encoder_parts(tensors) if before is None else {}
     for key, tensor in tensors.items():
-        if before is None and key.startswith(_TEXT_ENCODER):
-            skipped += 1
+        if key in skipped:
             continue
         module, part = _split_key(key.removeprefix(before or ""))
         halves.setdefault(module, {})[part] = tensor
     if skipped:
         logger.warning(
-            "Skipped %d text encoder tensors of a LoRA file: only the backbone is adapted.", skipped
+            "Skipped %d text encoder tensors of a LoRA file: only the backbone is adapted.", len(skipped)
         )
     if not halves:
+        if skipped:
+            raise HywuError("The file adapts text encoders only; there is nothing in it for the backbone.")
         raise HywuError(
             "The file holds no LoRA: none of its tensors is a lora_A, lora_B, lora_down or lora_up."
         )
@@ -142,6 +143,11 @@ def from_file(
     if scale is not None:
         modules = {m: replace(f, scale=scale(m, f.A.shape[-2])) for m, f in modules.items()}
     return _renamed(modules) if before is None else modules
+
+
+def text_encoder_parts(keys: Iterable[str]) -> dict[str, None]:
+    """The tensors of a file that adapt a text encoder, in order."""
+    return dict.fromkeys(key for key in keys if key.startswith(_TEXT_ENCODER))
 
 
 def _split_key(key: str) -> tuple[str, str]:

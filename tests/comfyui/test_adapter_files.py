@@ -180,6 +180,20 @@ def test_a_replaced_lora_file_is_read_again(server):
     assert all(torch.equal(delta, expected[n]) for n, delta in dense(server, again[0]).items())
 
 
+def test_what_a_file_has_for_text_encoders_is_told(server):
+    (name,) = saved(server, "told/both")
+    file = server.folder("models", "loras") / name
+    save_file(
+        load_file(file) | {f"lora_te1_x.lora_{part}.weight": torch.ones(2, 2) for part in ("down", "up")},
+        str(file),
+    )
+    graph = EditGraph()
+    loaded = graph.add("HYWU_LoadAdapter", adapter_name=name)
+    graph.save(loaded, "told/again")
+    report = server.run(graph.nodes)[loaded[0]]["hywu_report"]
+    assert "Left out 2 tensors for text encoders" in report[1]
+
+
 def test_files_that_are_no_lora_are_refused_in_words(server):
     folder = server.folder("models", "loras", "bad")
     (folder / "text.safetensors").write_text("no LoRA")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from hywu_core import storage
 from hywu_core.errors import HywuError
 from hywu_core.lora import Adapter, load_adapter, save_adapter, save_peft
-from hywu_core.lora.files import check_saving
+from hywu_core.lora.files import check_saving, read_adapter
 
 from .test_keys import CONTAINERS
 
@@ -247,6 +247,14 @@ def test_one_alpha_for_all_becomes_the_scale_and_leaves_b_as_it_is(tmp_path):
     assert loaded.scale == 0.75
     assert loaded.dtype == torch.float32
     assert torch.equal(loaded["a"][1][0], file["a.lora_up.weight"].float())
+
+
+def test_what_is_left_out_of_a_file_is_counted(tmp_path):
+    file = {f"{m}.lora_{x}.weight": torch.ones(2, 2) for m in ("x.y", "text_encoder.z") for x in "AB"}
+    save_file(file, tmp_path / "both.safetensors")
+    adapter, of_text_encoders = read_adapter(tmp_path / "both.safetensors")
+    assert list(adapter) == ["x.y"]
+    assert of_text_encoders == 2
 
 
 def test_a_loaded_adapter_does_not_change_with_its_file(tmp_path):

@@ -169,6 +169,8 @@ def test_text_encoder_parts_are_skipped_aloud(caplog):
     with caplog.at_level(logging.WARNING, logger="hywu"):
         assert list(from_file(file)) == ["transformer_blocks.0.ff.net.2"]
     assert "1 text encoder" in caplog.text
+    with pytest.raises(HywuError, match="text encoders only"):
+        from_file({key: tensor for key, tensor in file.items() if key.startswith("lora_te")})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from math import ceil, gcd
 from typing import Any, Literal, get_args
@@ -12,6 +13,8 @@ from ..lora.spec import Band, LoraSpec, ModuleShape
 Kind = Literal["rank_anchored", "flat"]
 
 MAX_SEGMENT = 1024
+FEW_CHANNELS = 64  # a common divisor below it is looked at again
+MOST_PADDING = 1 / 8  # of an adapter's numbers, for longer tokens than the common divisor allows
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,11 @@ class TokenLayout:
     def for_spec(
         cls, spec: LoraSpec, segment: int | None = None, kind: Kind = "rank_anchored"
     ) -> TokenLayout:
-        """The layout for a spec; by default C is the largest divisor of all dims that is at most 1024."""
-        if segment is None:
-            common = gcd(*(dim for target in spec.targets for dim in (target.d_in, target.d_out)))
-            segment = next(c for c in range(min(common, MAX_SEGMENT), 0, -1) if common % c == 0)
-        return cls(kind, segment)
+        """The layout for a spec; by default C is the largest divisor of all dims that is at most 1024.
+
+        Where that is small because of a few odd dims, one that divides most of them, and pads the others.
+        """
+        return cls(kind, _segment(spec) if segment is None else segment)
 
     def module_tokens(self, module: ModuleShape, rank: int) -> tuple[int, int]:
         """How many tokens A and B of one module take."""
@@ -54,6 +57,26 @@ class TokenLayout:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: `TokenLayout(**data)` is its inverse."""
         return asdict(self)
+
+
+def _segment(spec: LoraSpec) -> int:
+    """C by default. Every token costs a generator alike, however few numbers it holds."""
+    sizes: Counter[int] = Counter()
+    for target in spec.targets:
+        for dim in (target.d_in, target.d_out):
+            sizes[dim] += target.experts or 1
+    common = _largest_divisor(gcd(*sizes))
+    if common >= FEW_CHANNELS:
+        return common
+    numbers = sum(dim * times for dim, times in sizes.items())
+    found = {c for dim in sizes for c in range(common + 1, min(dim, MAX_SEGMENT) + 1) if dim % c == 0}
+    padding = {c: sum(-dim % c * times for dim, times in sizes.items()) for c in found}
+    return max((c for c in found if padding[c] <= MOST_PADDING * numbers), default=common)
+
+
+def _largest_divisor(number: int) -> int:
+    """The largest divisor that is at most MAX_SEGMENT."""
+    return next(c for c in range(min(number, MAX_SEGMENT), 0, -1) if number % c == 0)
 
 
 def n_tokens(band: Band, layout: TokenLayout, rank: int) -> tuple[int, int]:

@@ -221,6 +221,7 @@ def encode(
         edits.encode(names, encoders, dropout, share, lambda done: bar.update(done - bar.n))
     edits.encodings.hashes.save()
     processes.barrier()
+    edits.encodings.hashes.load()  # the others' parts: each picture is hashed by one process, not by all
     if encoders.condition is not None:
         return names, dict(encoders.condition.info())
     dim = edits.read(0, edits.data[0].prompt, names).condition.dim

@@ -7,9 +7,12 @@ from hywu_core.backbones.embedded_edit import EmbeddedEditBackbone, EmbeddedEnco
 from hywu_core.backbones.flux_kontext import FluxKontextEncoders
 from hywu_core.backbones.qwen_image_edit import QwenImageEditEncoders
 from hywu_core.conditions.embedded import EmbeddedConditionEncoder
-from hywu_core.data.paired import EncodingCache
+from hywu_core.data.paired import EncodingCache, file_hashes
+from hywu_core.storage import file_sha256
+from hywu_core.train import paired_recipe
 from hywu_core.train.encoded_edits import Encoders, Names
 from hywu_core.train.paired_recipe import SETTINGS, look
+from hywu_core.train.processes import Processes
 from hywu_core.train.share import Share
 
 from .edited_photos import photograph, save, write_edits
@@ -102,3 +105,20 @@ def test_processes_have_equally_much_to_do_where_an_earlier_run_stopped_half_way
         work.append(cache.report().misses - before)
     assert sum(work) > 0
     assert len(set(work)) == 1
+
+
+def test_every_picture_is_hashed_by_one_process_of_all(edits, encoders, monkeypatch):
+    monkeypatch.setattr(file_hashes, "_SETTLED_NS", -1)  # the pictures have just been made
+    settings = SETTINGS | {"data": str(edits.data.path), "resolution": 64}
+    settings |= {"cache": str(edits.encodings.cache.folder)}
+    second, hashed = look(EmbeddedEditBackbone, settings), []
+    monkeypatch.setattr(file_hashes, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+
+    class First(Processes):
+        def barrier(self):
+            second.encode(Names.of(encoders), encoders, False, Share(1, 2), lambda _: None)
+            second.encodings.hashes.save()
+
+    paired_recipe.encode(edits, encoders, False, First(0, 2))
+    assert edits.sha256
+    assert len(hashed) == len(set(hashed)) == 2 * len(edits)

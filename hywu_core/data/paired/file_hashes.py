@@ -41,8 +41,7 @@ class FileHashes:
         self._known: dict[str, list] = {}  # path or cell: [size, mtime, ctime, hash]
         self._new = False
         self._read: list[Path] = []
-        if self._folder is not None:
-            self._load()
+        self.load()
 
     def of(self, picture: Picture) -> str:
         """The hash of a picture's file, or of the bytes of a table's cell. HywuError if it cannot be read."""
@@ -77,8 +76,11 @@ class FileHashes:
             path.unlink(missing_ok=True)
         self._read, self._new = [file], False
 
-    def _load(self) -> None:
-        for path in sorted(self._folder.glob("hashes-*.json")):
+    def load(self) -> None:
+        """Learn what is remembered in the folder by now; by other processes of this run, for example."""
+        if self._folder is None:
+            return
+        for path in sorted(set(self._folder.glob("hashes-*.json")) - set(self._read)):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 self._known |= {name: value for name, value in content.items() if _whole(value)}

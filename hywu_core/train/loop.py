@@ -71,7 +71,10 @@ class Task(ABC):
         """
 
     def show(self) -> Shown | None:
-        """Held-out edits as things are now, for a person to look at; called by every process."""
+        """Held-out edits as things are now, for a person to look at; called by every process.
+
+        A run with an average of the weights shows that, now as at the end: it is what will be exported.
+        """
         return None
 
     def about(self) -> dict[str, Any]:
@@ -214,7 +217,8 @@ class _Steps:
                     break
                 if config.sample_every and (step + 1) % config.sample_every == 0:
                     self._read()
-                    show(self.task, step + 1, self.parallel, self.watch)
+                    with nullcontext() if state.average is None else state.average.shown():
+                        show(self.task, step + 1, self.parallel, self.watch)
                     self._readings.restart()
             state.settle()
 

@@ -48,6 +48,17 @@ def shard(module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None)
         fully_shard(part, mesh=mesh, mp_policy=policy)
 
 
+def reshard(module: nn.Module) -> None:
+    """Let go of weights that are whole: a pass without gradients leaves some so, in another precision."""
+    if not torch.distributed.is_available():
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def unshard(module: nn.Module, keep: bool) -> None:
     """Make a module what it was before `shard`, with the weights of now; called by all processes of the mesh.
 
@@ -56,9 +67,7 @@ def unshard(module: nn.Module, keep: bool) -> None:
     from torch.distributed.fsdp import FSDPModule, fully_shard
     from torch.distributed.tensor import DTensor
 
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()  # a pass without gradients leaves some weights whole, in another precision
+    reshard(module)
     for part in list(module.modules()):
         for name, parameter in list(part.named_parameters(recurse=False)):
             if isinstance(parameter.data, DTensor):

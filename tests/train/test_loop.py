@@ -300,6 +300,23 @@ def test_what_is_exported_is_the_average_of_the_weights(tmp_path):
     torch.testing.assert_close(kept["average.0.weight"], expected)
 
 
+def test_what_is_shown_on_the_way_is_the_average_as_at_the_end(tmp_path):
+    class Shows(Toy):
+        def show(self):
+            seen.append(self.module[0].weight.detach().clone())
+
+    seen, task = [], Shows()
+    train(task, replace(CONFIG, ema=0.5, checkpoint_every=2, sample_every=2), tmp_path, RUN)
+    (tmp_path / "plain").mkdir()
+    for steps, shown in zip((2, 4, 6), seen[:2] + seen[-1:], strict=True):
+        one = replace(CONFIG, ema=0.5, steps=steps, checkpoint_every=steps)
+        plain = Toy()
+        with pytest.MonkeyPatch.context() as patch:  # the rate of the whole run
+            patch.setattr(type(one), "learning_rate", lambda _, step, whole=CONFIG.learning_rate: whole(step))
+            train(plain, one, tmp_path / "plain", RUN)
+        assert torch.equal(plain.module[0].weight, shown)
+
+
 @pytest.mark.parametrize("settings", [{"ema": 0.9}, {"weights": "bf16", "precision": "bf16", "ema": 0.9}])
 def test_every_kind_of_run_continues_to_the_same_bits(tmp_path, settings):
     if "weights" in settings:

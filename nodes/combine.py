@@ -21,7 +21,8 @@ class CombineAdapters(io.ComfyNode):
             display_name="Combine Adapters",
             category=CATEGORY,
             description="Mixes, adds, averages or scales LoRAs, or joins them to a batch. It computes with "
-            "the updates, not with their factors: the result is exact unless max_rank bounds it.",
+            "the updates, not with their factors: the result is exact, but for one rounding, unless max_rank "
+            "bounds it.",
             inputs=[
                 AdapterSocket.Input("adapter_a", tooltip="A LoRA or a batch of them."),
                 AdapterSocket.Input(

@@ -158,16 +158,15 @@ class Adapter(Mapping[str, Pair]):
     def stack(adapters: Sequence[Adapter]) -> Adapter:
         """Join several adapters, in order, into one whose batch is the sum of theirs.
 
-        Where scales differ, they are folded into B and the first one stays. Provenance keeps what all agree
-        on, and each adapter its own row. Raises `HywuError` if targets or shapes differ.
+        Where scales differ, the largest one stays and the others are folded into B. Provenance keeps what all
+        agree on, and each adapter its own row. Raises `HywuError` if targets or shapes differ.
         """
         if not adapters:
             raise HywuError("Nothing to stack: the list of adapters is empty.")
         first = adapters[0]
         for other in adapters[1:]:
             require_same_targets(first, other)
-        scale = next((a.scale for a in adapters if a.scale), 0.0)
-        factors = [a.scale / scale if scale else 1.0 for a in adapters]
+        scale, factors = ratios_to_largest([a.scale for a in adapters])
         weights = {
             name: (
                 torch.cat([a[name][0] for a in adapters]),
@@ -260,6 +259,12 @@ def dims_of(pair: Pair) -> tuple[int, int, int | None]:
     """(d_in, d_out, experts) of a target."""
     A, B = pair
     return A.shape[-1], B.shape[-2], A.shape[1] if A.dim() == 4 else None
+
+
+def ratios_to_largest(factors: Sequence[float]) -> tuple[float, list[float]]:
+    """The factor of the largest size, and what each is of it: at most 1, so that no tensor overflows."""
+    largest = max(factors, key=abs)
+    return largest, [factor / largest if largest else 1.0 for factor in factors]
 
 
 def agreed(told: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Arithmetic on the updates themselves, scale * B @ A, without ever forming a d_out x d_in matrix.
 
-Sums are exact: the ranks of the summands are concatenated, [B1 B2] @ [A1; A2] = B1 @ A1 + B2 @ A2, and
-`truncate_rank` brings the rank down again with the best approximation there is (Eckart-Young). Everything is
-batched over the P adapters; r is the rank.
+Sums are exact but for one rounding to the tensors' dtype: the ranks of the summands are concatenated,
+[B1 B2] @ [A1; A2] = B1 @ A1 + B2 @ A2, and `truncate_rank` brings the rank down again with the best
+approximation there is (Eckart-Young). Everything is batched over the P adapters; r is the rank.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import HywuError
-from .adapter import Adapter, Pair, agreed, dims_of
+from .adapter import Adapter, Pair, agreed, dims_of, ratios_to_largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,29 +120,33 @@ def _whole(found: Mapping[str, Tensor]) -> Tensor:
 
 
 def combine(adapters: Sequence[Adapter], weights: Sequence[float], rank: int | None = None) -> Adapter:
-    """The weighted sum of updates: exact, with the sum of their ranks, or the best of at most `rank`.
+    """The weighted sum of updates: with the sum of their ranks, or the best of at most `rank`.
 
     A batch of 1 goes with every adapter of a larger batch. A target that an adapter lacks counts as one it
-    leaves alone. The result has the scale 1 and keeps the provenance all agree on. Raises `HywuError` if
-    shapes of a target or batches differ.
+    leaves alone. The largest factor becomes the scale, so that the others make no number larger; the
+    provenance all agree on is kept. Raises `HywuError` if shapes of a target or batches differ.
     """
     if not adapters or len(adapters) != len(weights):
         raise HywuError(f"{len(adapters)} adapters and {len(weights)} weights do not make a weighted sum.")
     batch = _common_batch(adapters)
     dtype = _common_dtype(adapters)
     device = adapters[0].device
+    scale, ratios = ratios_to_largest(
+        [weight * adapter.scale for weight, adapter in zip(weights, adapters, strict=True)]
+    )
+    precise = torch.promote_types(dtype, torch.float32)
     pairs: dict[str, Pair] = {}
     for name, summands in _by_target(adapters).items():
         A, B = [], []
         for i in summands:
-            factor = weights[i] * adapters[i].scale
-            one_A, one_B = (_spread(t.to(device, dtype), batch) for t in adapters[i][name])
+            one_A, one_B = (_spread(t.to(device, precise), batch) for t in adapters[i][name])
             A.append(one_A)
-            B.append(one_B * factor)
-        pairs[name] = _at_most(torch.cat(A, dim=-2), torch.cat(B, dim=-1), rank)
+            B.append(one_B * ratios[i])
+        both = _at_most(torch.cat(A, dim=-2), torch.cat(B, dim=-1), rank)
+        pairs[name] = both[0].to(dtype), both[1].to(dtype)
     rows = [agreed([_row(adapter, i) for adapter in adapters]) for i in range(batch)]
     provenance = agreed([adapter.provenance for adapter in adapters])
-    return Adapter(_of_one_rank(pairs), 1.0, provenance, rows if any(rows) else ())
+    return Adapter(_of_one_rank(pairs), scale, provenance, rows if any(rows) else ())
 
 
 def interpolate(first: Adapter, second: Adapter, t: float, rank: int | None = None) -> Adapter:
@@ -159,14 +163,14 @@ def average(adapter: Adapter, rank: int | None = None) -> Adapter:
     pairs = {}
     for name, (A, B) in adapter.items():
         A_joined = A.movedim(0, -3).flatten(-3, -2)[None]
-        B_joined = B.movedim(0, -2).flatten(-2)[None] * (adapter.scale / adapter.batch)
+        B_joined = B.movedim(0, -2).flatten(-2)[None]
         pairs[name] = (A_joined, B_joined) if rank is None else _truncate(A_joined, B_joined, rank)
     row = agreed(adapter.rows) if adapter.rows else {}
-    return Adapter(pairs, 1.0, adapter.provenance, [row] if row else ())
+    return Adapter(pairs, adapter.scale / adapter.batch, adapter.provenance, [row] if row else ())
 
 
 def join(adapters: Sequence[Adapter]) -> Adapter:
-    """All adapters in one batch, in order, each unchanged: smaller ranks and missing targets become zeros.
+    """All adapters in one batch, in order, as `Adapter.stack`: smaller ranks and missing targets are zeros.
 
     Raises `HywuError` if a target has other shapes in another adapter.
     """

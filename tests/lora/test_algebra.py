@@ -10,6 +10,7 @@ from hywu_core.lora.algebra import (
     clip_norm,
     combine,
     interpolate,
+    join,
     norms,
     total_norm,
     truncate_rank,
@@ -126,6 +127,29 @@ def test_sums_are_exact_and_their_ranks_add_up():
     for name in first:
         expected = 2.0 * update(first, name) - 0.5 * update(second, name)
         torch.testing.assert_close(update(total, name), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_in_half_precision_are_rounded_once_and_do_not_overflow(dtype):
+    first, second = adapter_of(seed=1, dtype=dtype), adapter_of(seed=2, dtype=dtype)
+    halfway = interpolate(first, second, 0.5)  # factors alike: nothing to round
+    for name in first:
+        exact = (update(first, name).double() + update(second, name).double()) / 2
+        assert (update(halfway, name) - exact).norm() <= 1e-6 * exact.norm()
+    mean = average(first)
+    for name in first:
+        torch.testing.assert_close(update(mean, name)[0], update(first, name).mean(dim=0))
+    step = torch.finfo(dtype).eps
+    for name in first:
+        exact = 0.7 * update(first, name) + 0.3 * update(second, name)
+        total = combine([first, second], [0.7, 0.3])
+        assert total.dtype == dtype
+        assert (update(total, name) - exact).norm() <= step * exact.norm()
+    many = combine([first, second], [1e5, 1e5])
+    assert all(bool(torch.isfinite(t).all()) for pair in many.values() for t in pair)
+    joined = join([first, second.scaled(1e6)])
+    assert all(bool(torch.isfinite(t).all()) for pair in joined.values() for t in pair)
+    torch.testing.assert_close(update(joined, "wide")[3:], 1e6 * update(second, "wide"), rtol=1e-4, atol=1)
 
 
 def test_interpolation_ends_at_its_ends():

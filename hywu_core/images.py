@@ -43,9 +43,7 @@ def read_photo(source: str | Path | BinaryIO, name: str) -> Image.Image:
                         f"The photograph {name} has {opened.width} x {opened.height} pixels; "
                         f"at most {_MOST_PIXELS:,} are read."
                     )
-                image = ImageOps.exif_transpose(opened)
-                image.load()
-                return _flatten(image)
+                return _as_seen(opened)
     except UnidentifiedImageError as error:
         raise HywuError(
             f"{name} is not an image that can be read; give a JPEG, PNG, WebP or TIFF file."
@@ -55,8 +53,27 @@ def read_photo(source: str | Path | BinaryIO, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:  # TIFF's and WebP's readers ask for it again
         raise HywuError(f"The photograph {name} is too large: {error}") from error
     except Exception as error:  # every decoder has its own for a damaged file, AVIF's a RuntimeError
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise HywuError(f"The photograph {name} is damaged: {reason}.") from error
+        raise _damaged(name, error) from error
+
+
+def as_rgb(image: Image.Image, name: str) -> Image.Image:
+    """As `read_photo`, of a picture that PIL has opened or made; it stays as it is. Raises HywuError too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _as_seen(image)
+    except Exception as error:  # files are decoded now
+        raise _damaged(name, error) from error
+
+
+def _as_seen(image: Image.Image) -> Image.Image:
+    """Upright, 8-bit RGB."""
+    return _flatten(ImageOps.exif_transpose(image))
+
+
+def _damaged(name: str, error: Exception) -> HywuError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return HywuError(f"The photograph {name} is damaged: {reason}.")
 
 
 def open_image(source: str | Path | BinaryIO) -> Image.Image:

@@ -34,7 +34,7 @@ MAY_SEE = {
     "lora": GROUND,
     "tokens": GROUND | {"lora"},
     "embedded": GROUND,
-    "conditions": GROUND | {"embedded"},
+    "conditions": GROUND | {"embedded", "images"},
     "generator": GROUND | {"lora", "tokens", "conditions"},
     "generation_cache": GROUND | {"lora"},
     "generate": GROUND | GENERATION - {"generate"},

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import ceil
 
-import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
@@ -16,8 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import HywuError
+from ..images import as_rgb, to_tensor
 
-# One picture is a PIL image, or RGB (3, H, W) floating point in [0, 1]; one edit may have a sequence of them.
+# One picture is a PIL image, which is read as a file is (`images.load_photo`), or RGB (3, H, W) of floating
+# point in [0, 1]; one edit may have a sequence of them.
 Picture = Image.Image | Tensor
 Pictures = Picture | Sequence[Picture]
 
@@ -84,8 +85,7 @@ def _identity(picture: Tensor) -> tuple:
 
 def _as_tensor(picture: Picture, number: int) -> Tensor:
     if isinstance(picture, Image.Image):
-        pixels = np.array(picture.convert("RGB"))
-        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+        return to_tensor(as_rgb(picture, f"of edit {number}"))[0]
     shape = tuple(picture.shape)
     if len(shape) != 3 or shape[0] != 3 or 0 in shape or not picture.is_floating_point():
         raise HywuError(

@@ -1,9 +1,15 @@
+import io
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from hywu_core.conditions.pictures import cut_patches, patch_grid, resize
+from hywu_core.conditions.pictures import as_pictures, cut_patches, patch_grid, resize
+from hywu_core.errors import HywuError
+from hywu_core.images import load_photo
 
 sides = st.integers(1, 3000)
 
@@ -49,3 +55,35 @@ def test_resizing_averages_and_keeps_the_range():
     small = resize(checkerboard.float().expand(3, -1, -1), (8, 8))
     assert small.abs().max() < 0.1  # grey, the middle of [-1, 1]
     assert resize(torch.ones(3, 5, 5), (7, 7)).eq(1).all()
+
+
+def mirrored() -> Image.Image:
+    image = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
+    image.getexif()[0x0112] = 6  # the camera was held upright
+    return image
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(np.linspace(0, 65535, 24).reshape(4, 6).astype(np.uint16)),
+        Image.new("RGBA", (6, 4), (0, 0, 0, 0)),
+        Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).convert("LA"),
+        mirrored(),
+    ],
+    ids=["16 bits", "transparent", "grey with alpha", "held upright"],
+)
+def test_a_picture_is_seen_as_its_file_is(tmp_path, image):
+    image.save(tmp_path / "it.png", exif=image.getexif())
+    before = image.tobytes()
+    ((seen,),) = as_pictures([image], ["a"])
+    assert torch.equal(seen, load_photo(tmp_path / "it.png")[0])
+    assert image.tobytes() == before
+
+
+def test_a_damaged_picture_is_a_sentence():
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)).save(file, "PNG")
+    opened = Image.open(io.BytesIO(file.getvalue()[:2000]))
+    with pytest.raises(HywuError, match="photograph of edit 1 is damaged"):
+        as_pictures([Image.new("RGB", (4, 4)), opened], ["a", "b"])

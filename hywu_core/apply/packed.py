@@ -111,9 +111,12 @@ class PackedAdapter(nn.Module):
         """The matrices by module, on a device.
 
         Views of the storage where it lies there; they are remembered until `forget`, or until the storage was
-        moved. From another device the storage is copied for this one call.
+        moved. From another device the storage is copied for this one call, and so it is for a call with
+        gradients where ComfyUI made or moved it in inference mode: autograd keeps no such tensor.
         """
         storage = self.storage.detach()
+        if storage.is_inference() and not torch.is_inference_mode_enabled():
+            return self._layers_of(storage.to(device, copy=True))
         if storage.device != device:
             return self._layers_of(storage.to(device, non_blocking=True))
         if self._views is None or self._views[0] != storage.data_ptr():

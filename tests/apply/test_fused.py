@@ -165,6 +165,18 @@ def test_its_numbers_are_one_parameter_that_can_be_moved_and_copied():
         torch.testing.assert_close([up.B for up in layer[1]], [up.B for up in before[1]])
 
 
+def test_gradients_pass_through_what_was_made_in_inference_mode():
+    """ComfyUI runs nodes in it, and training nodes out of it."""
+    with torch.inference_mode():
+        made = packed(parts(1, [(2, 3)], 0))
+        made.layers(CPU)
+    x = torch.randn(2, D_IN, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, D_IN, dtype=torch.float64)
+    add_updates(x @ weight.T, x, [Update(*made.layers(CPU)["linear"], None)], 2).sum().backward()
+    A, ups = made.layers(CPU)["linear"]
+    torch.testing.assert_close(x.grad, (weight + (A @ ups[0].B).T).sum(0).expand(2, -1))
+
+
 def test_large_values_are_finite_even_if_their_sum_is_not():
     fused = [Part(torch.ones(1, 2, 3), torch.full((1, 4, 2), 3e38))]
     assert packed(fused, torch.float32).is_finite()

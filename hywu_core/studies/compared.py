@@ -14,7 +14,7 @@ import numpy as np
 
 from .frame import Result
 from .quality import MEASURES
-from .statistics import Interval, cell, crossed_interval
+from .statistics import Interval, cell, crossed_interval, ends
 
 Scores = Mapping[str, list]
 HEADINGS = " | ".join(measure.label for measure in MEASURES.values())
@@ -53,11 +53,13 @@ def cells(values: Mapping[str, Interval]) -> str:
 
 def gap(value: Interval, unit: str = " dB", digits: int = 2) -> str:
     """A difference in a sentence: "+1.20 dB [0.90, 1.50]"."""
-    return f"{value['mean']:+.{digits}f}{unit} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+    return f"{value['mean']:+.{digits}f}{unit} {ends(value, digits=digits)}"
 
 
 def stands(value: Interval) -> str:
     """Where a difference puts the first of two, as far as its interval tells."""
+    if value["low"] is None:  # of a single seed and photograph
+        return "not told apart from"
     if value["low"] > 0:
         return "above"
     return "below" if value["high"] < 0 else "not told apart from"

@@ -23,6 +23,7 @@ from .statistics import chance_agreement, interval, more_often_larger, pair_inte
 
 FALSE_DISCOVERIES = 0.05  # of the pairs that are called conflicting or aligned
 _BINS = 40
+_DEALT = 9999  # times that operations are dealt out anew
 
 
 def analyse(names: Sequence[str], taken: Sequence[dict[str, Tensor]], clusters: int, seed: int) -> Result:
@@ -49,7 +50,7 @@ def analyse(names: Sequence[str], taken: Sequence[dict[str, Tensor]], clusters: 
             "same cluster": _summary(pairs, _where(upper, labels, True)),
             "other cluster": _summary(pairs, _where(upper, labels, False)),
         },
-        "opposite_against_other": _contrast(pairs, names),
+        "opposite_against_other": opposite_against_other(pairs.mean, names, seed),
         "called": _called(pairs, upper),
         "examples": _examples(pairs, units, names),
         "operations": [
@@ -175,22 +176,40 @@ def _opposites(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.array(found, dtype=int).reshape(-1, 2).T)
 
 
-def _contrast(pairs: _Pairs, names: Sequence[str]) -> Result | None:
-    """Opposite pairs against all others of the same family: does being opposite make for conflict?"""
-    families = [OPS[name].family for name in names]
+def opposite_against_other(mean_cosine: np.ndarray, names: Sequence[str], seed: int) -> Result | None:
+    """Opposite pairs against all others of the same family: does being opposite make for conflict?
+
+    mean_cosine (O, O). The p-value, two-sided, is of operations dealt out anew within their families: pairs
+    that share an operation are not independent, and to exchange pairs would take them for it.
+    """
+    families = np.array([OPS[name].family for name in names])
     opposite = _opposites(names)
-    rest = _where(np.triu_indices(len(names), 1), families, True)
     known = set(zip(*opposite, strict=True))
-    others = np.array([p for p in zip(*rest, strict=True) if p not in known], dtype=int).reshape(-1, 2).T
+    within = _where(np.triu_indices(len(names), 1), families, True)
+    same = known | set(zip(*within, strict=True))
+    others = np.array(sorted(same - known), dtype=int).reshape(-1, 2).T
     if len(opposite[0]) < 2 or len(others[0]) < 2:
         return None
-    groups = [pairs.mean[tuple(which)] for which in (opposite, others)]
-    found = stats.permutation_test(
-        groups, lambda a, b: a.mean() - b.mean(), n_resamples=9999, rng=np.random.default_rng(0)
-    )
+
+    def difference(places: np.ndarray) -> float:
+        means = (mean_cosine[places[a], places[b]].mean() for a, b in (opposite, others))
+        return float(next(means) - next(means))
+
+    rng = np.random.default_rng(seed)
+    chance = np.zeros(_DEALT)
+    for round_ in range(_DEALT):
+        places = np.arange(len(names))
+        for family in np.unique(families):
+            mine = np.flatnonzero(families == family)
+            places[mine] = rng.permutation(mine)
+        chance[round_] = difference(places)
+    found = difference(np.arange(len(names)))
+    further = np.abs(chance - chance.mean()) >= abs(found - chance.mean()) - 1e-12
+    groups = [mean_cosine[tuple(which)] for which in (opposite, others)]
     return {
-        "difference": float(found.statistic),
-        "p": float(found.pvalue),
+        "difference": found,
+        "p": float((further.sum() + 1) / (_DEALT + 1)),
+        "permuted": "operations",
         "effect": more_often_larger(*groups)["effect"],
         "pairs": [len(group) for group in groups],
     }

@@ -23,10 +23,15 @@ def dots(
 ) -> None:
     """Values over places, or with `sideways` places over values."""
     mean = np.array([value["mean"] for value in values])
-    reach = np.abs(np.array([[value[end] for value in values] for end in ("low", "high")]) - mean)
+    reach = np.abs(np.array([[_end(value, end) for value in values] for end in ("low", "high")]) - mean)
     style = {"color": color, "marker": marker, "linestyle": line, "label": label}
     style |= {"capsize": 1.5, "markersize": 4, "linewidth": 0.9}
     if sideways:
         axes.errorbar(mean, at, xerr=reach, **style)
     else:
         axes.errorbar(at, mean, yerr=reach, **style)
+
+
+def _end(value: Interval, end: str) -> float:
+    """Of a single value, which has no interval, the value."""
+    return value["mean"] if value[end] is None else value[end]

@@ -23,6 +23,7 @@ from ..embedded.text import TEXT_ENCODER
 from ..errors import HywuError, require_positive
 from ..storage import atomic_path, file_sha256
 from . import QUESTIONS
+from .statistics import INTERVALS
 from .work import Work
 
 _SHOWN_OF_HASH = 8  # digits of a SHA-256 that a report shows
@@ -121,6 +122,7 @@ def carry_out(
         "revisions": sorted(work.revisions),  # now and of every part; one, unless the run was resumed
     }
     head = {"study": name, "question": QUESTIONS[name], "command": command, "quick": quick}
+    head["intervals"] = INTERVALS
     result = head | {"config": settings["config"], "code": code, "weights": settings["weights"]} | measured
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out / "result.json") as temporary:

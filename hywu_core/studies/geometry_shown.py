@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from .dots import dots
 from .frame import Result
-from .statistics import cell, p_value
+from .statistics import cell, intervals_told, p_value
 from .style import MARKERS, PALETTE, panel, sheet
 
 _NAMES = {"factors": "flattened A and B, as in the paper", "updates": "the updates B A"}
@@ -25,7 +26,7 @@ def report(result: Result) -> str:
         f"{config['crops']} crops of held-out photographs. Each LoRA ({result['lora_parameters']:,} numbers, "
         f"an update of {result['update_parameters']:,}) is projected at random to {config['components']:,} "
         "numbers, in two ways: flattened A and B, as in the paper, and the updates B A, which do not depend "
-        "on how an update is written as a product. Brackets are 95% bootstrap intervals.",
+        f"on how an update is written as a product. Brackets are 95% {intervals_told(result)}.",
         "",
         f"Over {errors['pairs']} pairs of LoRAs the projection changes squared distances by "
         f"{errors['factors']['rms']:.1%} (flattened) and {errors['updates']['rms']:.1%} (updates), root mean "
@@ -173,9 +174,8 @@ def _twins(axes: Axes, letter: str, title: str, xy: Sequence) -> None:
 
 def _losses(axes: Axes, letter: str, beside: Result) -> None:
     for row, (name, found) in enumerate(beside["loss"].items()):
-        mean, low, high = (found[key] for key in ("mean", "low", "high"))
-        axes.bar(row, mean, 0.6, color=(PALETTE[4], PALETTE[0], PALETTE[1])[row], label=name)
-        axes.errorbar(row, mean, yerr=[[mean - low], [high - mean]], color="black", capsize=3)
+        axes.bar(row, found["mean"], 0.6, color=(PALETTE[4], PALETTE[0], PALETTE[1])[row], label=name)
+        dots(axes, [row], [found], "black", "none")
     axes.set_xticks(range(len(beside["loss"])), list(beside["loss"]))
     axes.set(ylabel="flow-matching loss of the pair")
     panel(axes, letter, f"how far each gets ({beside['pairs']} pairs)")

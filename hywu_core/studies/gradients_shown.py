@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .cosines import off_diagonal, square
+from .dots import dots
 from .frame import Result
 from .statistics import cell
 from .style import MARKERS, PALETTE, SIGNED, panel, sheet
@@ -87,10 +88,11 @@ def _sentences(part: Result, result: Result) -> list[str]:
         "negative than positive.",
     ]
     if contrast:
+        test = "operations permuted within families" if "permuted" in contrast else "permutation test"
         lines.append(
             f"Opposite operations ({contrast['pairs'][0]} pairs) differ from the other pairs of their "
-            f"families ({contrast['pairs'][1]}) by {contrast['difference']:+.3f} in mean cosine (permutation "
-            f"test: p = {contrast['p']:.2g}; one of them has the larger cosine with probability "
+            f"families ({contrast['pairs'][1]}) by {contrast['difference']:+.3f} in mean cosine ({test}: "
+            f"p = {contrast['p']:.2g}; one of them has the larger cosine with probability "
             f"{contrast['effect']:.2f})."
         )
     lines += [
@@ -199,11 +201,9 @@ def _kinds(axes: Axes, letter: str, points: Result) -> None:
             found = part["pairs"][kind]
             if not found["pairs"]:
                 continue
-            mean, low, high = (found["mean_cosine"][key] for key in ("mean", "low", "high"))
-            axes.errorbar(
-                mean, row + 0.22 * (number - 0.5), xerr=[[mean - low], [high - mean]], fmt=MARKERS[number],
-                color=PALETTE[number], capsize=2, markersize=4, label=point if row == 0 else None,
-            )  # fmt: skip
+            look, label = (PALETTE[number], MARKERS[number]), point if row == 0 else None
+            at = [row + 0.22 * (number - 0.5)]
+            dots(axes, at, [found["mean_cosine"]], *look, label=label, sideways=True)
     axes.axvline(0, color="0.6", linewidth=0.8)
     axes.set_yticks(range(len(_KINDS)), _KINDS)
     axes.invert_yaxis()

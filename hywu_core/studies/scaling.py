@@ -107,6 +107,7 @@ def run(config: ScalingConfig, work: Work) -> Result:
             "over_base": differences(scores, of_base),
             "by_seed": by_seed(scores),
             "records": records,
+            "scores": scores,
         }
     return {
         "operations": list(OPERATIONS),
@@ -118,7 +119,7 @@ def run(config: ScalingConfig, work: Work) -> Result:
         },
         "budget": budget([part["records"] for part in found.values()]),
         "rates": rates,
-        "base": {"mean": means(of_base), "by_seed": by_seed(of_base)},
+        "base": {"mean": means(of_base), "by_seed": by_seed(of_base), "scores": of_base},
         "settings": found,
     }
 

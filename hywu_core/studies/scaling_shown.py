@@ -72,10 +72,12 @@ def _sentence(result: Result, axis: str) -> str:
     """The most and the least that an axis brings, and for what."""
     found = {point["setting"]: result["settings"][point["setting"]] for point in result["axes"][axis]}
     best, worst = (f(found, key=lambda name: found[name]["over_base"]["psnr"]["mean"]) for f in (max, min))
-    apart = found[best]["over_base"]["psnr"]["low"] > found[worst]["over_base"]["psnr"]["high"]
-    told = "their intervals do not meet" if apart else "their intervals overlap, so this ranks nothing"
     if result["config"]["seeds"] == 1:  # what another training would give is in no interval
         told = "with one training of each, intervals are over photographs alone, so this ranks nothing"
+    elif found[best]["over_base"]["psnr"]["low"] > found[worst]["over_base"]["psnr"]["high"]:
+        told = "their intervals do not meet"
+    else:
+        told = "their intervals overlap, so this ranks nothing"
     return (
         f"Best is {best} ({gap(found[best]['over_base']['psnr'])}, {found[best]['gflop']:.2f} GFLOP), worst "
         f"{worst} ({gap(found[worst]['over_base']['psnr'])}, {found[worst]['gflop']:.2f} GFLOP); {told}."

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 
-Interval = dict[str, float]  # {"mean", "low", "high"}
+Interval = dict[
+    str, float | None
+]  # {"mean", "low", "high"}; without ends where one value says nothing of others
+INTERVALS = "Student's t"  # what a result says of itself; older ones have bootstrap percentiles
+_CONFIDENCE = 0.95
 
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """Mean and its 95% bootstrap interval (percentiles of 2000 resamplings)."""
+    """Mean and its 95% interval by Student's t; percentiles of few values' resamplings are too near."""
     data = np.asarray(values, dtype=float)
-    if len(data) < 2 or np.ptp(data) == 0:
-        return {"mean": float(data.mean()), "low": float(data.mean()), "high": float(data.mean())}
-    found = stats.bootstrap(
-        (data,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
-    )
-    low, high = found.confidence_interval
-    return {"mean": float(data.mean()), "low": float(low), "high": float(high)}
+    if len(data) < 2:
+        return {"mean": float(data.mean()), "low": None, "high": None}
+    return _student(float(data.mean()), [data.var(ddof=1) / len(data)], [len(data) - 1])
+
+
+def _student(mean: float, variances: Sequence[float], degrees: Sequence[int]) -> Interval:
+    """An interval whose variance is a sum of some, each estimated with so many degrees of freedom.
+
+    What they come to together is Satterthwaite's (1946).
+    """
+    found = np.asarray(variances, dtype=float)
+    if not found.any():
+        return {"mean": mean, "low": mean, "high": mean}
+    freedom = found.sum() ** 2 / (found**2 / np.asarray(degrees)).sum()
+    reach = float(stats.t.ppf((1 + _CONFIDENCE) / 2, freedom) * found.sum() ** 0.5)
+    return {"mean": mean, "low": mean - reach, "high": mean + reach}
+
+
+def _tails(count: int) -> tuple[float, float]:
+    """The quantiles of resampled means that are the ends of a 95% interval over `count` things.
+
+    Resamplings vary too little by n - 1 in n, and the normal distribution forgets that the spread is itself
+    estimated; further out both are made good (Hesterberg 2015, "expanded percentile").
+    """
+    reach = stats.t.ppf((1 + _CONFIDENCE) / 2, count - 1) * (count / (count - 1)) ** 0.5
+    return float(stats.norm.cdf(-reach)), float(stats.norm.cdf(reach))
 
 
 def clustered_interval(values: Sequence[float], clusters: Sequence, rounds: int = 2000) -> Interval:
@@ -33,7 +56,7 @@ def clustered_interval(values: Sequence[float], clusters: Sequence, rounds: int 
         return interval(data)
     drawn = np.random.default_rng(0).integers(len(sizes), size=(rounds, len(sizes)))
     means = np.bincount(of, data)[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
+    low, high = np.quantile(means, _tails(len(sizes)))
     return {"mean": float(data.mean()), "low": float(low), "high": float(high)}
 
 
@@ -56,7 +79,7 @@ def pair_interval(values: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], roun
     weights = drawn[:, ends[0]] * drawn[:, ends[1]]
     some = weights.sum(axis=1) > 0
     means = (weights[some] @ values) / weights[some].sum(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
+    low, high = np.quantile(means, _tails(len(present)))
     return {"mean": float(np.mean(values)), "low": float(low), "high": float(high)}
 
 
@@ -87,8 +110,19 @@ def chance_agreement(
 
 def cell(value: Interval, factor: float = 1.0, unit: str = "", digits: int = 1) -> str:
     """An interval for a table: "25.0% [20.1, 29.8]"."""
-    mean, low, high = (f"{value[key] * factor:.{digits}f}" for key in ("mean", "low", "high"))
-    return f"{mean}{unit} [{low}, {high}]"
+    return f"{value['mean'] * factor:.{digits}f}{unit} {ends(value, factor, digits)}"
+
+
+def ends(value: Interval, factor: float = 1.0, digits: int = 1) -> str:
+    """The ends alone: "[20.1, 29.8]"."""
+    if value["low"] is None:
+        return "[one value]"
+    return f"[{value['low'] * factor:.{digits}f}, {value['high'] * factor:.{digits}f}]"
+
+
+def intervals_told(result: Mapping[str, object]) -> str:
+    """What a result's intervals of independent values are, for "95% ..."."""
+    return f"intervals ({INTERVALS})" if result.get("intervals") == INTERVALS else "bootstrap intervals"
 
 
 def p_value(p: float) -> str:
@@ -96,18 +130,22 @@ def p_value(p: float) -> str:
     return f"{p:.1e}" if p > 0 else "≈ 0"
 
 
-def crossed_interval(values: np.ndarray, rounds: int = 2000) -> Interval:
+def crossed_interval(values: np.ndarray) -> Interval:
     """Mean of `values` (seeds, photographs, ...) and its 95% interval, where both are a draw from many.
 
-    Seeds and photographs are resampled independently (the pigeonhole bootstrap, Owen 2007), everything else
-    stays as it is: the statement is about these operations, on other trainings and other photographs. It is
-    on the wide side, and with few photographs still narrower than it should be.
+    Everything else stays as it is: the statement is about these operations, on other trainings and other
+    photographs. By Student's t, with the variances of the means of the seeds and of the photographs added up:
+    of 3 seeds and 4 photographs it holds the truth in 94 to 99 of 100 cases, of 2 seeds in 90 or more. A
+    single seed, or photograph, is taken as given, as nothing tells how others would differ.
     """
     data = np.asarray(values, dtype=float)
     table = data.reshape(*data.shape[:2], -1).mean(axis=2)
-    random, (seeds, photos) = np.random.default_rng(0), table.shape
-    chosen_seeds = random.integers(seeds, size=(rounds, seeds, 1))
-    chosen_photos = random.integers(photos, size=(rounds, 1, photos))
-    means = table[chosen_seeds, chosen_photos].mean(axis=(1, 2))
-    low, high = np.quantile(means, (0.025, 0.975))
-    return {"mean": float(table.mean()), "low": float(low), "high": float(high)}
+    sides = [table.mean(axis=1), table.mean(axis=0)]
+    drawn = [side for side in sides if len(side) > 1]
+    if not drawn:
+        return interval(table.ravel())
+    return _student(
+        float(table.mean()),
+        [side.var(ddof=1) / len(side) for side in drawn],
+        [len(side) - 1 for side in drawn],
+    )

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .frame import Result
-
-MEASURED = (
-    "Brackets are 95% bootstrap intervals over seeds and photographs; differences are taken edit by edit. "
-    "PSNR and SSIM: more is better; FLIP: less."
-)
+from .statistics import INTERVALS, intervals_told
 
 
 def several(values: Sequence[int]) -> str:
@@ -29,8 +25,20 @@ def budget_told(result: Result) -> str:
         f"{several(budget['samples'])} edits, {equal} for all learners of a seed; {seeds}. "
         f"Measured on {result['photographs']} held-out photographs, "
         f"{result['cases']} edits a training, against the exact result, {config['sampling']} sampling steps, "
-        f"in wordings that were trained on. {MEASURED}"
+        f"in wordings that were trained on. {_brackets_told(result)}; differences are taken edit by edit. "
+        "PSNR and SSIM: more is better; FLIP: less."
     )
+
+
+def _brackets_told(result: Result) -> str:
+    """What the intervals are, and of an older result that they are too narrow."""
+    of = ["seeds"] * (result["config"]["seeds"] > 1) + ["photographs"] * (result["photographs"] > 1)
+    if not of:
+        return "One seed and one photograph have no intervals"
+    told = f"Brackets are 95% {intervals_told(result)} over {' and '.join(of)}"
+    if of == ["photographs"]:
+        told += " alone: what another training would give is in none"
+    return told if result.get("intervals") == INTERVALS else f"{told}; for so few they are too narrow"
 
 
 def rates_told(result: Result) -> list[str]:

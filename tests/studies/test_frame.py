@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from hywu_core.errors import HywuError
 from hywu_core.storage import file_sha256
 from hywu_core.studies import QUESTIONS
 from hywu_core.studies.frame import OfGenerator, Study, StudyConfig, carry_out, dumps, option, redraw
-from hywu_core.studies.statistics import interval, more_often_larger
+from hywu_core.studies.statistics import clustered_interval, interval, more_often_larger
 from hywu_core.studies.style import panel, sheet
 from hywu_core.study import main
 
@@ -213,6 +214,23 @@ def test_the_interval_holds_the_mean_and_narrows_with_more_values():
     few, many = interval([1.0, 2.0, 3.0, 4.0]), interval([1.0, 2.0, 3.0, 4.0] * 50)
     assert few["low"] < few["mean"] == many["mean"] == 2.5 < few["high"]
     assert many["high"] - many["low"] < 0.3 * (few["high"] - few["low"])
+
+
+def test_the_interval_of_few_values_is_students():
+    found = interval([1.0, 2.0, 3.0, 4.0])
+    reach = 3.182446 * (5 / 3) ** 0.5 / 2  # t of three degrees of freedom
+    assert (found["low"], found["high"]) == pytest.approx((2.5 - reach, 2.5 + reach))
+    assert interval([3.0]) == {"mean": 3.0, "low": None, "high": None}
+    assert interval([3.0, 3.0]) == {"mean": 3.0, "low": 3.0, "high": 3.0}
+
+
+def test_the_interval_over_few_clusters_is_wide_enough():
+    random, held = np.random.default_rng(0), 0
+    clusters = np.repeat(np.arange(6), 4)
+    for _ in range(300):
+        found = clustered_interval(np.repeat(random.standard_normal(6), 4), clusters)
+        held += found["low"] <= 0 <= found["high"]
+    assert held / 300 > 0.91
 
 
 def test_the_effect_is_how_often_one_is_larger():

@@ -8,10 +8,19 @@ import pytest
 import torch
 
 from hywu_core.backbones.embedded import EmbeddedBackbone
+from hywu_core.data.photo_ops import OPS
 from hywu_core.errors import HywuError
 from hywu_core.lora import LoraSpec
 from hywu_core.studies import gradients
-from hywu_core.studies.cosines import analyse, cluster, draw_parts, negative_share, off_diagonal, square
+from hywu_core.studies.cosines import (
+    analyse,
+    cluster,
+    draw_parts,
+    negative_share,
+    off_diagonal,
+    opposite_against_other,
+    square,
+)
 from hywu_core.studies.draws import Draws, EditMaker, row_losses
 from hywu_core.studies.frame import carry_out
 from hywu_core.studies.gradients import STUDY, GradientsConfig, row_gradients
@@ -115,6 +124,22 @@ def test_pairs_that_share_nothing_are_independent():
     values, firsts = np.arange(5.0), np.arange(0, 10, 2)
     assert pair_interval(values, (firsts, firsts + 1)) == interval(values)
     assert pair_interval(values, (firsts, firsts)) == interval(values)
+
+
+def test_opposites_that_share_nothing_with_their_opposition_are_not_told_apart():
+    """An effect of each operation moves many pairs at once, which is no evidence of as many."""
+    random, names, small = np.random.default_rng(0), list(OPS), 0
+    for _ in range(12):
+        effect = random.standard_normal(len(names))
+        small += opposite_against_other(effect[:, None] + effect, names, 0)["p"] < 0.05
+    assert small <= 3
+    cosines = 0.1 * random.standard_normal((len(names),) * 2)
+    for i, name in enumerate(names):
+        if OPS[name].opposite in names:
+            cosines[i, names.index(OPS[name].opposite)] -= 1
+    found = opposite_against_other((cosines + cosines.T) / 2, names, 0)
+    assert found["difference"] < -0.9
+    assert found["p"] == 1e-4
 
 
 NAMES = ["brighten", "darken", "warm", "cool", "sepia", "cyanotype", "blur", "deblur"]

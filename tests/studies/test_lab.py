@@ -8,7 +8,7 @@ import torch
 
 from hywu_core.errors import HywuError
 from hywu_core.studies import lab as laboratory
-from hywu_core.studies.compared import budget, differences, stands
+from hywu_core.studies.compared import budget, differences, gap, stands
 from hywu_core.studies.lab import Lab, LabConfig, Learner
 from hywu_core.studies.quality import quality
 from hywu_core.studies.statistics import crossed_interval
@@ -109,7 +109,30 @@ def test_intervals_are_over_seeds_and_photographs():
     assert width([[1, 1], [1, 1]]) == 0
     assert width([[0, 0], [2, 2]]) > 0
     assert width([[0, 2], [0, 2]]) > 0
-    assert width([[0, 2], [2, 4]]) > width([[0, 0], [2, 2]])
+    of_seeds = np.repeat([[0], [2], [0], [2]], 4, axis=1)
+    assert width(of_seeds + of_seeds.T) > width(of_seeds)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "photos", "spread"), [(3, 4, (1, 1)), (3, 4, (1, 0.2)), (3, 4, (0.2, 1)), (1, 4, (0, 1))]
+)
+def test_few_seeds_and_photographs_have_intervals_that_hold_the_truth(seeds, photos, spread):
+    random, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        of_seed, of_photo = (
+            each * random.standard_normal(n) for each, n in zip(spread, (seeds, photos), strict=True)
+        )
+        noise = 0.2 * random.standard_normal((seeds, photos, 1))
+        found = crossed_interval(of_seed[:, None, None] + of_photo[:, None] + noise)
+        held += found["low"] <= 0 <= found["high"]
+    assert held / 400 > 0.91
+
+
+def test_one_seed_and_one_photograph_are_no_verdict():
+    found = crossed_interval(np.array([[[2.0, 3.0]]]))
+    assert found == {"mean": 2.5, "low": None, "high": None}
+    assert stands(found) == "not told apart from"
+    assert gap(found) == "+2.50 dB [one value]"
 
 
 def test_what_is_hard_for_all_does_not_blur_a_difference():

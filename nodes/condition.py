@@ -9,11 +9,19 @@ from typing import Any
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..hywu_core.conditions import BackboneHiddenEncoder, Condition, hidden_condition, join_edits, lines_of
+from ..hywu_core.conditions import BackboneHiddenEncoder, Condition, hidden_condition, join_edits
 from ..hywu_core.errors import HywuError
 from .backports import search_words, shown_again
 from .encoders import encoder_for
-from .sockets import CATEGORY, ConditionSocket, GeneratorSocket, LoadedGenerator, per_line_input, pixels
+from .sockets import (
+    CATEGORY,
+    ConditionSocket,
+    GeneratorSocket,
+    LoadedGenerator,
+    instructions,
+    per_line_input,
+    pixels,
+)
 
 Conditioning = Sequence[tuple[torch.Tensor, Mapping[str, Any]]]
 
@@ -97,7 +105,7 @@ class EncodeCondition(io.ComfyNode):
                     "disconnect hidden_states and connect an image."
                 )
             worded = any(text.strip() for text in prompt)  # they have been read: none need be given again
-            prompts = _instructions(prompt, one_prompt_per_line[0] and worded)
+            prompts = instructions(prompt, one_prompt_per_line[0] and worded)
             condition = _of_hidden_states(hidden_states, prompts, info.get("dim"))
             condition = replace(condition, encoder=info.get("id"))
             return _output(condition, [name for name, given in images.items() if given])
@@ -106,7 +114,7 @@ class EncodeCondition(io.ComfyNode):
             for name, given in images.items()
         }
         # Before an encoder is read for them, or even downloaded.
-        edits = join_edits(_instructions(prompt, one_prompt_per_line[0]), pictures)
+        edits = join_edits(instructions(prompt, one_prompt_per_line[0]), pictures)
         if not pictures["image"] and info.get("kind") != BackboneHiddenEncoder.kind:
             raise HywuError(
                 f"The encoder {info.get('id')} of this generator looks at a picture; connect an image."
@@ -114,10 +122,6 @@ class EncodeCondition(io.ComfyNode):
         encoder = encoder_for(loaded, download[0])
         # ComfyUI keeps what a node gives, and would not count it if it were on a GPU.
         return _output(replace(encoder.encode(*edits).to("cpu"), encoder=info.get("id")))
-
-
-def _instructions(prompt: list[str], per_line: bool) -> list[str]:
-    return lines_of(prompt) if per_line else list(prompt)
 
 
 def _of_hidden_states(given: list[Conditioning], prompts: list[str], dim: int | None) -> Condition:

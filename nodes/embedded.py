@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..hywu_core.conditions import join_edits, lines_of
+from ..hywu_core.conditions import join_edits
 from ..hywu_core.embedded.sizing import fit_image
 from ..hywu_core.errors import HywuError
 from .backports import search_words
 from .encoders import embedded_encoder
-from .sockets import CATEGORY, per_line_input, pixels
+from .sockets import CATEGORY, instructions, per_line_input, pixels
 
 
 class EmbeddedEncode(io.ComfyNode):
@@ -60,7 +60,7 @@ class EmbeddedEncode(io.ComfyNode):
         one_prompt_per_line: Sequence[bool] = (False,),
     ) -> io.NodeOutput:
         """Resize, encode the words, encode the photographs."""
-        prompts = lines_of(prompt) if one_prompt_per_line[0] else list(prompt)
+        prompts = instructions(prompt, one_prompt_per_line[0])
         pictures = [fit_image(picture[None])[0] for batch in image for picture in pixels(batch)]
         if len(sizes := {tuple(picture.shape[-2:]) for picture in pictures}) > 1:
             shapes = " and ".join(f"{width} x {height}" for height, width in sorted(sizes))
@@ -68,9 +68,9 @@ class EmbeddedEncode(io.ComfyNode):
                 f"The photographs have different shapes ({shapes} at their working sizes), and one batch is "
                 "sampled in one shape; crop them alike first, with Batch Images for example."
             )
-        edits, instructions = join_edits(prompts, {"image": pictures})
+        edits, words = join_edits(prompts, {"image": pictures})
         fitted = torch.stack([picture for (picture,) in edits]).movedim(1, -1)
-        text = embedded_encoder().text_encoder.encode(instructions)
+        text = embedded_encoder().text_encoder.encode(words)
         reference = vae[0].encode(fitted)
         extras = {"pooled_output": text.pooled, "reference_latents": [reference]}
         return io.NodeOutput([[text.tokens, extras]], {"samples": torch.zeros_like(reference)}, fitted)

@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..hywu_core.conditions import lines_of
 from ..hywu_core.generation_cache import MemoryCache
 from ..hywu_core.generator import ParameterGenerator
 from ..hywu_core.generator.fingerprint import fingerprint
@@ -47,6 +48,11 @@ def per_line_input() -> io.Boolean.Input:
         optional=True,
         tooltip="Every line of the prompt is an instruction of its own; empty ones are left out.",
     )
+
+
+def instructions(prompt: list[str], per_line: bool) -> list[str]:
+    """The instructions of a prompt or a list of them, by that widget; HywuError where a line needs words."""
+    return lines_of(prompt) if per_line else list(prompt)
 
 
 def pixels(image: Tensor) -> Tensor:

@@ -66,7 +66,8 @@ def save_adapter(
     beside = adapter.scale * float(strength) if key_format == "native" else 1.0
     factors = baked_factors(one, _baked(adapter, strength, key_format), dtype)
     header = header_of(one, path.stem, strength, key_format, beside, include_prompt)
-    write_safetensors(path, to_file(factors, key_format), header | dict(metadata or {}), new=new)
+    tensors = to_file(factors, key_format, adapter.provenance.get("base", ""))
+    write_safetensors(path, tensors, header | dict(metadata or {}), new=new)
     return path
 
 

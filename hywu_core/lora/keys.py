@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HywuError
-from .architectures import ARCHITECTURES, FLUX, Architecture, architecture_of, likeliest
+from .architectures import ARCHITECTURES, FLUX, Architecture, architecture_for, architecture_of, likeliest
 from .factors import Factors
 
 KeyFormat = Literal["auto", "comfy", "diffusers", "native", "kohya"]
@@ -85,22 +85,25 @@ def format_of(keys: Iterable[str]) -> KeyFormat:
     return next((f for prefix, f in formats.items() if all(k.startswith(prefix) for k in keys)), "native")
 
 
-def to_file(factors: Mapping[str, Factors], key_format: KeyFormat) -> dict[str, Tensor]:
+def to_file(factors: Mapping[str, Factors], key_format: KeyFormat, base: str = "") -> dict[str, Tensor]:
     """Name the factors of each target for a file; scales must be in B already.
+
+    base: the backbone's id, which decides where several have all targets.
 
     Raises `HywuError` if the format has no names for these targets.
     """
     key_format = resolve_format(key_format, factors)
-    architecture = architecture_of(factors)
+    architecture = architecture_for(factors, base)
     for name, f in factors.items():
         if f.A.dim() != 2 and key_format != "native":
             raise HywuError(f"Target {name!r} has an expert axis; only 'native' files can hold it.")
     if key_format == "kohya":
         return _to_kohya(factors, architecture)
+    comfy = "transformer." if all(FLUX.has(name) for name in factors) else "diffusion_model."
     prefix = {
         "native": "",
         "diffusers": "transformer.",
-        "comfy": architecture.prefix if architecture else "diffusion_model.",
+        "comfy": architecture.prefix if architecture else comfy,
     }[key_format]
     tensors = {}
     for name, f in factors.items():

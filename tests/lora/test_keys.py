@@ -86,6 +86,18 @@ def test_auto_writes_what_stock_loaders_expect(names, prefix):
     assert not any(key.endswith(".alpha") for key in tensors)
 
 
+@pytest.mark.parametrize(
+    ("base", "prefix"),
+    [("", "transformer."), ("FLUX.1-dev", "transformer."), ("Qwen/Qwen-Image", "diffusion_model.")],
+)
+def test_names_that_several_have_are_written_for_the_backbone_they_are_of(base, prefix):
+    """FLUX's stock loader knows them behind "transformer." alone, and without a base they may be FLUX's."""
+    factors = factors_of([f"transformer_blocks.0.attn.to_{x}" for x in "qkv"])
+    assert all(key.startswith(prefix) for key in to_file(factors, "comfy", base))
+    if base:
+        assert from_file(to_file(factors, "kohya", base)).keys() == factors.keys()
+
+
 def test_architectures_are_told_apart_by_what_only_they_have():
     assert architecture_of(ALL["flux"]) is FLUX
     assert architecture_of(ALL["qwen_image"]) is QWEN_IMAGE

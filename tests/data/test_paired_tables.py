@@ -204,6 +204,64 @@ def test_a_table_may_be_elsewhere_than_the_files_it_names(tmp_path):
     check(PairedDataset.load(tmp_path / "a.parquet", Options(base=tmp_path / "store")), [0])
 
 
+def save_table(table, path, kind):
+    """As parquet or as an Arrow file that `save_to_disk` might have written; returns what to load."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    if kind == "parquet":
+        parquet.write_table(table, path / "a.parquet", row_group_size=1)
+        return path / "a.parquet"
+    with pyarrow.ipc.new_file(str(path / "a.arrow"), table.schema) as file:
+        file.write_table(table)
+    (path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}', encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_images_that_are_only_paths_are_looked_for_where_the_user_says(kind, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    (tmp_path / "store").mkdir()
+    for name, number in (("t", 0), ("s", 1)):
+        for i in (0, 1):
+            (tmp_path / "store" / f"{name}{i}.png").write_bytes(png(colour(i, number)))
+    columns = {
+        "target": [{"bytes": None, "path": f"t{i}.png"} for i in (0, 1)],
+        "source": [[{"bytes": None, "path": f"s{i}.png"}] for i in (0, 1)],
+        "text": [f"edit {i}" for i in (0, 1)],
+    }
+    image = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    types = {"target": image, "source": pyarrow.list_(image), "text": pyarrow.string()}
+    where = save_table(pyarrow.table(columns, pyarrow.schema(types)), tmp_path, kind)
+    check(PairedDataset.load(where, Options(base=tmp_path / "store")), [0, 1])
+    with pytest.raises(HywuError, match=r"2 of 2 edited images are missing, such as .*t0\.png"):
+        PairedDataset.load(where)
+    columns["target"][1]["bytes"] = png(colour(1))  # of some the bytes are there
+    (tmp_path / "mixed").mkdir()
+    where = save_table(pyarrow.table(columns, pyarrow.schema(types)), tmp_path / "mixed", kind)
+    (tmp_path / "mixed" / "t0.png").write_bytes(png(colour(0)))
+    check(PairedDataset.load(where, Options(base=tmp_path / "store")), [0, 1])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_columns_of_every_type_that_holds_texts_and_images(kind, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    images = {number: [png(colour(i, number)) for i in range(3)] for number in (0, 1, 2)}
+    pairs = [list(pair) for pair in zip(images[1], images[2], strict=True)]
+    table = pyarrow.table(
+        {
+            "target": pyarrow.array(images[0], pyarrow.binary_view()),
+            "source": pyarrow.array(pairs, pyarrow.list_(pyarrow.binary(), 2)),
+            "prompt": pyarrow.array(["a", "b", "a"], pyarrow.string_view()),
+            "caption": pyarrow.array(["a", "b", "a"]).dictionary_encode(),
+        }
+    )
+    where = save_table(table, tmp_path, kind)
+    for column in ("prompt", "caption"):
+        data = PairedDataset.load(where, Options(prompt_column=column))
+        assert [sample.prompt for sample in data] == ["a", "b", "a"]
+        for i, sample in enumerate(data):
+            assert [seen(p) for p in (sample.target, *sample.controls)] == [colour(i, n) for n in (0, 1, 2)]
+
+
 def test_options_that_say_nothing_about_a_table_are_refused(written, tmp_path):
     path = tmp_path / "a.parquet"
     written.to_parquet(path)

@@ -46,10 +46,15 @@ def read_rows(path: Path, texts: Sequence[str], images: Sequence[str]) -> Iterat
     schema, source = _open(path)
     named = [*texts, *images]
     kinds = {name: schema.field(name).type for name in named}
+    outside = {name for name in images if _only_paths(source, name, kinds[name])}
     for batch in _batches(source, named, kinds):
         values = {name: batch.column(batch.schema.get_field_index(name)) for name in named}
         cells = {
-            name: _presence(column, kinds[name]) if name in images else column.to_pylist()
+            name: _paths(column)
+            if name in outside
+            else _presence(column, kinds[name])
+            if name in images
+            else column.to_pylist()
             for name, column in values.items()
         }
         for row in range(batch.num_rows):
@@ -100,20 +105,66 @@ def _mapped(path: Path) -> pyarrow.Table:
         return pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all()
 
 
-def _kind(kind: Any) -> str:
+def _is(kind: Any, *names: str) -> bool:
+    """Whether a type is one of these; views are unknown to older versions of pyarrow."""
     import pyarrow.types as of
 
-    if of.is_string(kind) or of.is_large_string(kind):
+    return any(test(kind) for name in names if (test := getattr(of, f"is_{name}", None)))
+
+
+def _is_text(kind: Any) -> bool:
+    """Categories are texts that are written once."""
+    if _is(kind, "dictionary"):
+        kind = kind.value_type
+    return _is(kind, "string", "large_string", "string_view")
+
+
+def _is_list(kind: Any) -> bool:
+    return _is(kind, "list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+
+
+def _kind(kind: Any) -> str:
+    if _is_text(kind):
         return "text"
-    if of.is_binary(kind) or of.is_large_binary(kind):
+    if _is(kind, "binary", "large_binary", "binary_view"):
         return "image"
-    if of.is_struct(kind):
+    if _is(kind, "struct"):
         return (
             "image" if {kind.field(i).name for i in range(kind.num_fields)} >= {"bytes", "path"} else "other"
         )
-    if of.is_list(kind) or of.is_large_list(kind):
+    if _is_list(kind):
         return {"image": "images", "text": "texts"}.get(_kind(kind.value_type), "other")
     return "other"
+
+
+def _only_paths(source: Any, name: str, kind: Any) -> bool:
+    """Whether a column of images has bytes nowhere, so that all of them are files outside the table."""
+    inner = kind.value_type if _is_list(kind) else kind
+    if not _is(inner, "struct"):
+        return False
+    if hasattr(source, "iter_batches"):
+        about = source.metadata
+        groups = [about.row_group(i) for i in range(about.num_row_groups)]
+        columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+        return all(
+            column.statistics is not None
+            and column.statistics.has_null_count
+            and column.statistics.null_count == column.num_values
+            for column in columns
+            if column.path_in_schema.startswith(f"{name}.") and column.path_in_schema.endswith(".bytes")
+        )
+    chunks = source.column(name).chunks
+    structs = [chunk.flatten() if _is_list(kind) else chunk for chunk in chunks]
+    return all(struct.field("bytes").null_count == len(struct) for struct in structs)
+
+
+def _paths(column: pyarrow.Array) -> list[Any]:
+    """The paths in cells of images, or of lists of images."""
+
+    def path(cell: Any) -> Any:
+        return [path(each) for each in cell] if isinstance(cell, list) else cell and cell["path"]
+
+    return [path(cell) for cell in column.to_pylist()]
 
 
 def _batches(source: Any, named: Sequence[str], kinds: Mapping[str, Any]) -> Iterator[pyarrow.RecordBatch]:
@@ -132,16 +183,16 @@ def _batches(source: Any, named: Sequence[str], kinds: Mapping[str, Any]) -> Ite
 
 def _presence(column: pyarrow.Array, kind: Any) -> list[Any]:
     """What `read_rows` says of the images of a batch."""
-    import pyarrow.types as of
+    import pyarrow.compute
 
-    if of.is_string(kind) or of.is_large_string(kind):
+    if _is_text(kind):
         return column.to_pylist()
-    if of.is_list(kind) or of.is_large_list(kind):
+    if _is_list(kind):
         inner = _kind(kind.value_type)
         if inner == "text":
             return column.to_pylist()
         inside = column.is_valid().to_pylist()
-        lengths = column.value_lengths().to_pylist()
+        lengths = pyarrow.compute.list_value_length(column).to_pylist()
         return [
             [True] * (length or 0) if there else None for there, length in zip(inside, lengths, strict=True)
         ]

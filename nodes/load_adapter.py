@@ -16,6 +16,8 @@ from .sockets import CATEGORY, AdapterSocket
 
 _SUFFIXES = (".safetensors", ".sft")  # what else models/loras may hold are pickles, which are never opened
 
+_GROWTH = 1.5  # from which on it is told
+
 
 class LoadAdapter(io.ComfyNode):
     """A LoRA file of `models/loras` to a HYWU_ADAPTER."""
@@ -57,12 +59,17 @@ class LoadAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, adapter_name: str) -> io.NodeOutput:
         """Read the file."""
-        adapter, skipped = read_adapter(_path(adapter_name))
+        adapter, skipped, growth = read_adapter(_path(adapter_name))
         report = [describe_adapter(adapter)]
         if skipped:
             report.append(
                 f"Left out {skipped} tensors for text encoders: an adapter is for the model. "
                 "Load LoRA applies them too."
+            )
+        if growth >= _GROWTH:
+            report.append(
+                f"Its layers have different ranks; with all of them filled up to {adapter.rank} it takes "
+                f"{growth:.1f} times the memory, and Save Adapter writes it so."
             )
         return io.NodeOutput(adapter, ui={"hywu_report": report})
 

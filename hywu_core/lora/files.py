@@ -102,10 +102,15 @@ def _baked(adapter: Adapter, strength: float, key_format: KeyFormat | None) -> f
 
 
 class Loaded(NamedTuple):
-    """The adapter that a file holds, and how many of the file's tensors, of text encoders, are not in it."""
+    """The adapter that a file holds, and what it does not share with the file.
+
+    of_text_encoders: how many of the file's tensors are not in it.
+    growth: how many times as many numbers it has as their factors in the file, by ranks filled up with zeros.
+    """
 
     adapter: Adapter
     of_text_encoders: int
+    growth: float
 
 
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:
@@ -138,7 +143,9 @@ def read_adapter(path: str | os.PathLike[str]) -> Loaded:
         factors = from_file(tensors, before, scaling.scale if scaling else None)
         told.setdefault("key_format", format_of(tensors))
         skipped = 0 if before is not None else len(text_encoder_parts(tensors))
-        return Loaded(_import(factors, told).check(), skipped)
+        adapter = _import(factors, told).check()
+        stored = sum(f.A.numel() + f.B.numel() for f in factors.values())
+        return Loaded(adapter, skipped, adapter.n_parameters / stored)
     except HywuError as error:
         raise HywuError(f"{path.name}: {error}") from error
 

@@ -187,11 +187,25 @@ def test_what_a_file_has_for_text_encoders_is_told(server):
         load_file(file) | {f"lora_te1_x.lora_{part}.weight": torch.ones(2, 2) for part in ("down", "up")},
         str(file),
     )
+    assert "Left out 2 tensors for text encoders" in told_on_loading(server, name)[1]
+
+
+def test_a_file_that_takes_more_memory_by_its_largest_rank_is_told(server):
+    (name,) = saved(server, "told/mixed")
+    file = server.folder("models", "loras") / name
+    tensors = load_file(file)
+    for key in list(tensors)[:2]:  # A and B of one
+        rank_axis = 0 if ".lora_A." in key else 1
+        tensors[key] = torch.cat([tensors[key]] * 16, dim=rank_axis).contiguous()
+    save_file(tensors, str(file))
+    assert "different ranks; with all of them filled up to 64" in told_on_loading(server, name)[1]
+
+
+def told_on_loading(server: ComfyServer, name: str) -> list[str]:
     graph = EditGraph()
     loaded = graph.add("HYWU_LoadAdapter", adapter_name=name)
     graph.save(loaded, "told/again")
-    report = server.run(graph.nodes)[loaded[0]]["hywu_report"]
-    assert "Left out 2 tensors for text encoders" in report[1]
+    return server.run(graph.nodes)[loaded[0]]["hywu_report"]
 
 
 def test_files_that_are_no_lora_are_refused_in_words(server):

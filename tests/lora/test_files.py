@@ -252,9 +252,19 @@ def test_one_alpha_for_all_becomes_the_scale_and_leaves_b_as_it_is(tmp_path):
 def test_what_is_left_out_of_a_file_is_counted(tmp_path):
     file = {f"{m}.lora_{x}.weight": torch.ones(2, 2) for m in ("x.y", "text_encoder.z") for x in "AB"}
     save_file(file, tmp_path / "both.safetensors")
-    adapter, of_text_encoders = read_adapter(tmp_path / "both.safetensors")
+    adapter, of_text_encoders, growth = read_adapter(tmp_path / "both.safetensors")
     assert list(adapter) == ["x.y"]
     assert of_text_encoders == 2
+    assert growth == 1
+
+
+def test_how_much_larger_different_ranks_make_it_is_known(tmp_path):
+    file = {"x.lora_A.weight": torch.ones(2, 8), "x.lora_B.weight": torch.ones(8, 2)}
+    file |= {"y.lora_A.weight": torch.ones(6, 8), "y.lora_B.weight": torch.ones(8, 6)}
+    save_file(file, tmp_path / "mixed.safetensors")
+    loaded = read_adapter(tmp_path / "mixed.safetensors")
+    assert loaded.adapter.rank == 6
+    assert loaded.growth == 12 / 8
 
 
 def test_a_loaded_adapter_does_not_change_with_its_file(tmp_path):

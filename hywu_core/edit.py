@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from .errors import HywuError
 from .images import check_file_path, check_image_path, load_photo, save_image, save_sheet, to_pil
 from .lora import save_adapter
 from .pipeline import DEFAULT_STEPS, HywuPipeline
+
+_LARGEST_STRENGTH = 1e30  # times the LoRA's scale it is still a float32
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,8 +55,11 @@ def check(arguments: argparse.Namespace) -> None:
         arguments.instruction.encode()
     except UnicodeEncodeError:
         raise HywuError("The instruction has bytes that are not text in this terminal's encoding.") from None
-    if not math.isfinite(arguments.strength):
-        raise HywuError(f"--strength is {arguments.strength}; it must be a finite number.")
+    if not abs(arguments.strength) <= _LARGEST_STRENGTH:  # nor is it nan
+        raise HywuError(
+            f"--strength is {arguments.strength}; it must be a number from {-_LARGEST_STRENGTH:g} "
+            f"to {_LARGEST_STRENGTH:g}."
+        )
     if not 0 <= arguments.seed < 2**64:  # as KSampler's
         raise HywuError(f"--seed is {arguments.seed}; it must be between 0 and 2^64 - 1.")
     if not 1 <= arguments.steps <= 1000:

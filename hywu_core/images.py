@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import HywuError
-from .storage import atomic_path
+from .storage import atomic_path, check_writable
 
 _MARGIN, _CAPTION = 6, 20
 # What holds a photograph as it is; PIL also writes documents, icons and formats of few colours.
@@ -147,12 +147,13 @@ def check_image_path(path: str | Path) -> Path:
 
 
 def check_file_path(path: str | Path) -> Path:
-    """A path a file can be written to; HywuError when its folder is missing or it is a folder itself."""
+    """A path a file can be written to; HywuError without a folder to write into, or if it is one."""
     path = Path(path)
     if not path.parent.is_dir():
         raise HywuError(f"The folder {path.parent} does not exist; make it first.")
     if path.is_dir():
         raise HywuError(f"{path} is a folder; give the name of a file.")
+    check_writable(path)
     return path
 
 

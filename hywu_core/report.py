@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .errors import HywuError
-from .storage import atomic_path
+from .storage import atomic_path, check_writable
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -55,8 +55,11 @@ def machine(device: torch.device | str) -> dict[str, Any]:
 
 def check_json(path: Path | None) -> None:
     """HywuError unless a file can be written there, before anything is measured."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
         raise HywuError(f"Cannot write {path}: name a file in a folder that exists.")
+    check_writable(path)
 
 
 def as_json(result: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ def atomic_path(path: str | os.PathLike[str], new: bool = False) -> Iterator[Pat
         raise HywuError(f"Cannot write {path}: the folder {path.parent} does not exist.")
     if os.path.isdir(path):
         raise HywuError(f"Cannot write {path}: it is a folder.")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         sync(temporary)
@@ -51,6 +51,28 @@ def atomic_path(path: str | os.PathLike[str], new: bool = False) -> Iterator[Pat
     finally:
         if os.path.lexists(temporary):
             temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path, end: str = "tmp") -> Path:
+    """A hidden name of nobody's beside `path`, no longer than its own, which a file system may just allow.
+
+    A very short one is longer, up to 14 bytes. It begins as `path` does, so that leftovers are recognised.
+    """
+    own = f"{secrets.token_hex(4)}.{end}"
+    head = path.name
+    while len(os.fsencode(f".{head}.{own}")) > len(os.fsencode(path.name)) and head:
+        head = head[:-1]
+    return path.with_name(f".{head}.{own}" if head else f".{own}")
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """HywuError unless a file can be made beside `path`, before long work: one is made, and removed."""
+    temporary = temporary_beside(Path(path))
+    try:
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        raise HywuError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -79,7 +101,7 @@ def atomic_folder(path: str | os.PathLike[str], new: bool = True) -> Iterator[Pa
     path = Path(path)
     if not os.path.isdir(path.parent):
         raise HywuError(f"Cannot make {path}: the folder {path.parent} does not exist.")
-    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{end}") for end in ("tmp", "old"))
+    temporary, old = (temporary_beside(path, end) for end in ("tmp", "old"))
     try:
         temporary.mkdir()
         yield temporary

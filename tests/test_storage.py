@@ -9,7 +9,17 @@ from safetensors import SafetensorError
 
 from hywu_core import storage
 from hywu_core.errors import HywuError
-from hywu_core.storage import atomic_folder, atomic_path, open_safetensors, path_inside, write_safetensors
+from hywu_core.images import check_file_path
+from hywu_core.report import check_json
+from hywu_core.storage import (
+    atomic_folder,
+    atomic_path,
+    check_writable,
+    open_safetensors,
+    path_inside,
+    temporary_beside,
+    write_safetensors,
+)
 
 
 def test_the_file_appears_only_when_the_block_ends_well(tmp_path):
@@ -77,7 +87,38 @@ def test_a_folder_is_replaced_whole_or_stays(error, late, tmp_path, monkeypatch)
     assert names() == ["x", "x/new"]
 
 
-@pytest.mark.parametrize("name", ["x" * 250 + ".safetensors", "x" * 255, "x" * 300 + "/x"])
+@pytest.mark.parametrize("name", ["x" * 241 + ".safetensors", "x", "\u4f60" * 84 + ".p", "\U0001f600" * 63])
+def test_the_longest_names_that_there_can_be_are_written(tmp_path, name):
+    (tmp_path / name).write_text("as anybody could")
+    (tmp_path / name).unlink()
+    with atomic_path(tmp_path / name) as temporary:
+        assert len(os.fsencode(temporary.name)) <= max(len(os.fsencode(name)), 15)
+        temporary.write_text("x")
+    assert (tmp_path / name).read_text() == "x"
+    (tmp_path / name).unlink()
+    with atomic_folder(tmp_path / name):
+        pass
+    assert (tmp_path / name).is_dir()
+
+
+def test_a_temporary_file_is_recognised_by_how_its_name_begins(tmp_path):
+    assert temporary_beside(tmp_path / "checkpoint-000001.safetensors").match(".checkpoint-00*.tmp")
+
+
+def test_where_nothing_can_be_written_is_known_before(tmp_path, monkeypatch):
+    check_writable(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.touch", refuse)
+    for check in (check_writable, check_file_path, check_json):
+        with pytest.raises(HywuError, match=r"Cannot write .*x: Permission denied\."):
+            check(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".safetensors", "x" * 256, "x" * 300 + "/x"])
 def test_a_name_that_is_too_long_is_a_sentence(tmp_path, name):
     for write in (atomic_path, atomic_folder):
         with pytest.raises(HywuError, match="xxx"), write(tmp_path / name) as temporary:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HywuError
-from ..storage import open_safetensors, write_safetensors
+from ..storage import open_safetensors, temporary_beside, write_safetensors
 from .checks import require_finite, require_same_tensors, some
 from .model import ParameterGenerator
 from .quantize import Weights, quantization_of, quantize_generator
@@ -157,7 +156,7 @@ def save_release(
     slots = _slots(generator)
     shards = _cut_into_shards(slots, dtype.itemsize, max_shard_bytes)
     state = generator.state_dict()
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(folder)
     try:
         temporary.mkdir()
         for shard, names in shards.items():

@@ -64,6 +64,11 @@ class StudyConfig:
         if not low <= getattr(self, name) <= high:
             raise HywuError(f"{name} is {getattr(self, name)}; it must be from {low} to {high}.")
 
+    def require_rate(self, name: str) -> None:
+        """HywuError unless this field, a learning rate, is above 0 and at most 1."""
+        if not 0 < getattr(self, name) <= 1:
+            raise HywuError(f"{name} is {getattr(self, name)}; it must be above 0 and at most 1.")
+
     @classmethod
     def options(cls) -> list[tuple[str, type, Any, Any, str]]:
         """(name, type, default, default with --quick, help) of every option."""

@@ -75,6 +75,7 @@ class GeometryConfig(OfGenerator):
         self.require_between("neighbours", 1, self.crops * self.operations - 2)
         self.require_between("optimised_crops", 1, self.crops)
         self.require_between("perplexity", 1, self.crops * self.operations - 1)
+        self.require_rate("optimised_lr")
 
     @property
     def names(self) -> list[str]:

@@ -62,6 +62,7 @@ class GradientsConfig(StudyConfig):
         self.require_between("operations", self.clusters + 1, len(OPS))
         self.require_between("samples", 2, 10_000)
         self.require_between("shared_samples", 2, self.samples)
+        self.require_rate("shared_lr")
 
     @property
     def names(self) -> list[str]:

@@ -89,8 +89,19 @@ def _edits(
         sources = torch.stack([case.source for case in chunk])
         edit = pipeline.edit(sources, [case.prompt for case in chunk], seed=seed, steps=steps, area=None)
         adapter = edit.adapter.cpu()
+        _require_updates(adapter, chunk, label)
         made += [(case, edit.image[i].cpu(), adapter.select(i)) for i, case in enumerate(chunk)]
     return made
+
+
+def _require_updates(adapter: Adapter, cases: Sequence[EditCase], label: str) -> None:
+    """HywuError if one of the adapters changes nothing: errors are relative to what float32 changes."""
+    for row, case in enumerate(cases):
+        if not any(A[row].any() and B[row].any() for A, B in adapter.values()):
+            raise HywuError(
+                f"In {label} the generator writes a zero update for {case.operation}, so that there is "
+                "nothing to compare; give one that has been trained."
+            )
 
 
 def _psnr(image: Tensor, other: Tensor) -> float:

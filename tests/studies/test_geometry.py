@@ -149,6 +149,12 @@ def test_more_neighbours_than_points_are_a_sentence():
         GeometryConfig(operations=4, crops=2, clusters=2)
 
 
+@pytest.mark.parametrize("rate", [-1.0, 0.0, 2.0, float("nan")])
+def test_a_rate_that_teaches_nothing_is_a_sentence(rate):
+    with pytest.raises(HywuError, match=r"optimised_lr is .*; it must be above 0 and at most 1"):
+        GeometryConfig(optimised_lr=rate)
+
+
 @pytest.fixture
 def page(found, tmp_path):
     pytest.importorskip("websocket", reason="pip install websocket-client to drive a browser")

@@ -238,6 +238,12 @@ def test_more_clusters_than_operations_are_a_sentence():
         GradientsConfig(operations=4)
 
 
+@pytest.mark.parametrize("rate", [-1.0, 0.0, 2.0, float("nan")])
+def test_a_rate_that_teaches_nothing_is_a_sentence(rate):
+    with pytest.raises(HywuError, match=r"shared_lr is .*; it must be above 0 and at most 1"):
+        GradientsConfig(shared_lr=rate)
+
+
 @pytest.mark.skipif(not RECORD.exists(), reason="there is no run of record")
 def test_the_record_is_whole():
     result = json.loads((RECORD / "result.json").read_text("utf-8"))

@@ -106,6 +106,17 @@ def test_the_report_prints_the_numbers_of_the_json():
         assert shown in text
 
 
+def test_a_generator_that_changes_nothing_is_a_sentence(tmp_path):
+    generator = load_generator(GENERATOR)
+    torch.nn.init.zeros_(generator.proj_out_B.weight)
+    torch.nn.init.zeros_(generator.proj_out_B.bias)
+    save_generator(tmp_path / "fresh.safetensors", generator)
+    given = ("--quick", "--every", 40, "--steps", 1, "--generator", tmp_path / "fresh.safetensors")
+    with pytest.raises(HywuError, match="writes a zero update for"):
+        main([str(word) for word in ("quantise", *given, "--out", tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_bad_generator_leaves_nothing_behind(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"bad\.safetensors"):

@@ -42,16 +42,9 @@ class TrainConfig:
             raise HywuError(
                 f"accumulate is {self.accumulate}, which does not divide the batch size {self.batch_size}."
             )
-        if not 0 <= self.ema < 1:
-            raise HywuError(f"ema is {self.ema}; it must be at least 0 (no average) and less than 1.")
-        if self.weights not in ("fp32", "bf16"):
-            raise HywuError(f"weights is '{self.weights}'; choose fp32 or bf16.")
-        if self.weights == "bf16" and self.precision != "bf16":
-            raise HywuError(f"Weights kept in bf16 need the precision bf16, not {self.precision}.")
+        check_numbers(self.precision, self.weights, self.ema)
         if not 0 <= self.seed < 2**63:
             raise HywuError(f"seed is {self.seed}; it must be between 0 and 2^63 - 1.")
-        if self.precision not in ("fp32", "tf32", "bf16"):
-            raise HywuError(f"precision is '{self.precision}'; choose fp32, tf32 or bf16.")
         resolve_device(self.device)
 
     @property
@@ -69,3 +62,15 @@ class TrainConfig:
     def to_dict(self) -> dict[str, object]:
         """Plain values for the run folder."""
         return asdict(self)
+
+
+def check_numbers(precision: str, weights: str, ema: float) -> None:
+    """HywuError for what a run cannot compute with, keep its weights in, or average them by."""
+    if precision not in ("fp32", "tf32", "bf16"):
+        raise HywuError(f"precision is '{precision}'; choose fp32, tf32 or bf16.")
+    if weights not in ("fp32", "bf16"):
+        raise HywuError(f"weights is '{weights}'; choose fp32 or bf16.")
+    if weights == "bf16" and precision != "bf16":
+        raise HywuError(f"Weights kept in bf16 need the precision bf16, not {precision}.")
+    if not 0 <= ema < 1:
+        raise HywuError(f"ema is {ema}; it must be at least 0 (no average) and less than 1.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones.embedded import EmbeddedBackbone
 from ..backbones.packing import count_tokens
@@ -86,6 +86,11 @@ class HywuTrainingConfig(AdaptingConfig):
         share = self.base_share if OPS[operation].split == "base" else 1.0
         return share * (self.focus_share if operation in self.focus else 1.0)
 
+    def adapts(self, transformer: nn.Module) -> tuple[LoraSpec, TokenLayout]:
+        """What of a transformer is adapted, and how its weights are cut into tokens."""
+        spec = LoraSpec.from_module(transformer, self.targets or None, rank=self.rank, alpha=self.rank)
+        return spec, TokenLayout.for_spec(spec, self.segment or None)
+
     def generator(self, condition_dim: int) -> GeneratorConfig:
         """The generator's own config."""
         return GeneratorConfig(
@@ -131,7 +136,7 @@ class HywuTask(AdaptingTask):
         """
         self.backbone = EmbeddedBackbone.load(device=device)
         transformer = self.backbone.transformer
-        spec = LoraSpec.from_module(transformer, config.targets or None, rank=config.rank, alpha=config.rank)
+        spec, layout = config.adapts(transformer)
         torch.manual_seed(seed)
         adaptation = make_adaptation(
             config.adaptation,
@@ -139,7 +144,7 @@ class HywuTask(AdaptingTask):
             spec,
             config.generator(CONDITION_DIM),
             len(config.operations),
-            TokenLayout.for_spec(spec, config.segment or None),
+            layout,
         )
         if config.keep and init is None:
             raise HywuError(f"keep is {config.keep}, a share of what is started from; name that by init.")

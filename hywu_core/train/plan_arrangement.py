@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import HywuError, require_positive
+from .config import check_numbers
 from .plan_sizes import TrainSize
 from .share import Dealing, Share
 
@@ -68,18 +69,12 @@ class Arrangement:
 
     def __post_init__(self) -> None:
         require_positive(self, "gpus", "batch_size", "accumulate", "shard", "sequence", "backbone_sequence")
-        for name, choices in (("weights", ("fp32", "bf16")), ("backbone", tuple(BACKBONE_BYTES))):
-            if getattr(self, name) not in choices:
-                raise HywuError(f"{name} is '{getattr(self, name)}'; choose from {', '.join(choices)}.")
-        if self.precision not in ("fp32", "tf32", "bf16"):
-            raise HywuError(f"precision is '{self.precision}'; choose fp32, tf32 or bf16.")
+        check_numbers(self.precision, self.weights, self.ema)
+        if self.backbone not in BACKBONE_BYTES:
+            raise HywuError(f"backbone is '{self.backbone}'; choose from {', '.join(BACKBONE_BYTES)}.")
         for name in ("shard", "sequence", "backbone_sequence"):
             if self.gpus % getattr(self, name):
                 raise HywuError(f"{name} is {getattr(self, name)}, which does not divide {self.gpus} GPUs.")
-        if not 0 <= self.ema < 1:
-            raise HywuError(f"ema is {self.ema}; it must be at least 0 (no average) and less than 1.")
-        if self.weights == "bf16" and self.precision != "bf16":
-            raise HywuError(f"Weights kept in bf16 are for precision bf16, not {self.precision}.")
 
     @property
     def quantised(self) -> bool:

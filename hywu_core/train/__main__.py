@@ -19,11 +19,11 @@ from ..errors import HywuError
 from ..storage import atomic_path
 from . import plan as planning
 from . import recipes
-from .check_data import add_arguments, check_data, options_of, refuse_others, refuse_stray
+from .check_data import add_arguments, check_data, refuse_others, refuse_stray
 from .checkpoint_files import describe, newest, require_storage
 from .config import TrainConfig
+from .given import begin, overrides
 from .loop import Task, train
-from .paired_recipe import BACKBONE_TEXT
 from .parallel import Parallel, ParallelConfig, add_parallel_arguments, parallel_config
 from .processes import enough_memory, one_speaks
 from .progress import save_loss_curve
@@ -66,35 +66,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "torchao", "bitsandbytes")
-_NAMED = ("steps", "batch_size", "lr", "seed", "device", "precision", "adaptation", "backbone", "encoder")
-_NAMED += ("quantize", "allow_download", "resolution")
-_PATHS = ("data", "cache", "backbone", "encoder")
-_ALWAYS = ("data", "cache")  # the others may be hub ids
 _MODELS = {  # of `Task.about`, as people call them
     "encoder": "condition encoder",
     "backbone_encoders": "backbone's autoencoder or text encoder",
     "backbone": "backbone",
     "kept": "generator that the run keeps a share of",
 }
-
-
-def overrides(arguments: argparse.Namespace) -> dict[str, str]:
-    """The settings named on the command line."""
-    given = {name: value for name in _NAMED if (value := getattr(arguments, name)) is not None}
-    for name in _PATHS:  # whole, for a resumed run may start elsewhere
-        path = getattr(arguments, name)
-        if path is None or (name, path) == ("encoder", BACKBONE_TEXT):
-            continue
-        if name in _ALWAYS or Path(path).exists():
-            given[name] = str(Path(path).resolve())
-    if arguments.data is not None:
-        given["data_options"] = options_of(arguments).to_dict()
-    for assignment in arguments.set:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise HywuError(f"--set {assignment} is not of the form NAME=VALUE.")
-        given[name.replace("-", "_")] = value
-    return given
 
 
 @dataclass(frozen=True)
@@ -133,7 +110,7 @@ def plan(arguments: argparse.Namespace) -> Plan:
 
 def _fresh(arguments: argparse.Namespace) -> Plan:
     chosen = recipes.recipe(arguments.recipe or recipes.names()[0])
-    config, settings = recipes.configure(chosen, overrides(arguments))
+    config, settings = begin(chosen, overrides(arguments))
     out = arguments.out or Path("runs") / chosen.name
     check_folder(out)
     if newest(out) is not None:
@@ -190,7 +167,7 @@ def _run(planned: Plan, parallel: Parallel) -> int:
     config, out, run = planned.config, planned.out, planned.describe()
     task = planned.build(parallel)  # the long preparation of the data comes before anything is written
     run["data"] = task.about()
-    before = describe(out) if planned.resume else None
+    before = describe(out) if planned.resume else None  # again: now no other run can change it
     if before is not None:
         _check_same(out, before.run.get("data", {}), run["data"])
     if parallel.main:

@@ -11,6 +11,7 @@ from ..cli import require
 from ..errors import HywuError
 from ..report import check_json, write_json
 from .check_data import stray
+from .given import begin
 from .parallel import parallel_config
 from .plan_arrangement import Arrangement, Shares
 from .plan_devices import EFFICIENCY, accelerator, accelerator_names
@@ -18,11 +19,12 @@ from .plan_model import TrainPlan, plan
 from .plan_names import size_names, train_size
 from .plan_report import report
 from .plan_step import Rehearsal
-from .recipes import configure, names, recipe
+from .recipes import names, recipe
 
 _GB = 1e9
 # Settings of a run that are no part of a size.
 _OF_THE_BACKBONE = ("quantize", "backbone_dtype")
+_AS_A_RUN = ("steps", "warmup", "sample_every", *_OF_THE_BACKBONE)  # what a plan is refused for as a run is
 _OF_THE_RUN = ("batch_size", "accumulate", "precision", "weights", "ema", *_OF_THE_BACKBONE)
 
 
@@ -89,7 +91,7 @@ def _plans(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[Trai
         raise HywuError(f"Plans are made for the adaptation hywu, not for {given['adaptation']}.")
     name = arguments.recipe or names()[0]  # as a run would
     if name in names():  # a run of this recipe may know no such thing
-        configure(recipe(name), {each: of_run[each] for each in _OF_THE_BACKBONE if each in of_run})
+        begin(recipe(name), {each: given[each] for each in _AS_A_RUN if each in given})
         of_run = {"precision": recipe(name).defaults.precision} | of_run
     size = train_size(name, settings)
     device = accelerator(arguments.gpu)

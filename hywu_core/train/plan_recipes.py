@@ -18,10 +18,11 @@ from ..embedded.text import N_TOKENS
 from ..generator import GeneratorConfig, load_generator
 from ..lora import LoraSpec
 from ..tokens import TokenLayout
+from .given import begin
 from .paired_recipe import BACKBONE_TEXT, GENERATOR_SETTINGS, target_patterns
 from .plan_backbones import flux, longcat, qwen_image
 from .plan_sizes import PIXELS_PER_TOKEN, SIDE, TrainSize, flux_like
-from .recipes import configure, demo_training, recipe
+from .recipes import demo_training, recipe
 
 # SigLIP2 so400m as `SigLIP2Encoder` reads with it: channels, tokens of a picture and of an instruction.
 _SIGLIP2_DIM, _SIGLIP2_PICTURE, _SIGLIP2_TEXT = 1152, 256, 64
@@ -58,8 +59,7 @@ def embedded_demo() -> TrainSize:
     settings = recipe("embedded_demo").settings
     config = demo_training(settings)
     transformer = EmbeddedBackbone.load().transformer
-    spec = LoraSpec.from_module(transformer, config.targets or None, rank=config.rank, alpha=config.rank)
-    layout = TokenLayout.for_spec(spec, config.segment or None)
+    spec, layout = config.adapts(transformer)
     generator = config.generator(CONDITION_DIM)
     return _embedded("embedded_demo", generator, spec, layout, transformer, settings["size"])
 
@@ -100,7 +100,7 @@ def paired(kind: str, given: Mapping[str, str]) -> TrainSize:
 
     Raises HywuError for a setting that the recipe does not have, and for a value of no sense.
     """
-    config, settings = configure(recipe(kind), dict(given))
+    config, settings = begin(recipe(kind), dict(given))
     known = BACKBONES[kind]
     with torch.device("meta"):
         module = known.build(known.config)

@@ -231,7 +231,8 @@ def configure(chosen: Recipe, overrides: Settings) -> tuple[TrainConfig, Setting
             settings[name] = _typed(name, value, settings[name])
         else:
             known = ", ".join(sorted(common | settings.keys()))
-            raise HywuError(f"The recipe '{chosen.name}' has no setting '{name}'; it has {known}.")
+            hint = " Micro-batches of a step are accumulate=N." if name == "accumulation" else ""
+            raise HywuError(f"The recipe '{chosen.name}' has no setting '{name}'; it has {known}.{hint}")
     for name, least in _LEAST.items():
         if settings.get(name, least) < least:
             raise HywuError(f"{name} is {settings[name]}; it must be at least {least}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,17 @@ QUICK += tuple(
     for part in ("--set", setting)
 )
 QUICK += ("--set", "sample_steps=2", "--set", "warmup=1")
+
+
+def quick(*more: object) -> tuple[object, ...]:
+    """`QUICK` and more arguments, without the settings of it that those name too."""
+    given = list(map(str, more))
+    named = {value.partition("=")[0] for flag, value in itertools.pairwise(given) if flag == "--set"}
+    kept: list[object] = []
+    for flag, value in zip(QUICK[::2], QUICK[1::2], strict=True):
+        if flag != "--set" or value.partition("=")[0] not in named:
+            kept += [flag, value]
+    return (*kept, *more)
 
 
 def write_data(

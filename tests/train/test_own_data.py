@@ -26,7 +26,7 @@ from hywu_core.train.paired import PairedTask, split
 
 from ..commands import contents, refused, run, start
 from ..data import paired_writers as conventions
-from .own_data import QUICK, is_picture, write_data, write_models
+from .own_data import QUICK, is_picture, quick, write_data, write_models
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def train(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def train(kind, data, *more, steps=2, encoder="siglip2", out="run"):
-        arguments = ["--recipe", kind, "--data", data, "--steps", steps, "--out", out, *QUICK, *more]
+        arguments = ["--recipe", kind, "--data", data, "--steps", steps, "--out", out, *quick(*more)]
         if kind in models:
             arguments += ["--backbone", models[kind], "--encoder", models.get(encoder, encoder)]
         assert command(lambda: main([str(argument) for argument in arguments])) == 0
@@ -227,7 +227,7 @@ def test_two_processes_show_a_backbone_that_they_fine_tune_in_pieces(data, model
     half = ("--precision", "bf16", "--set", "backbone_dtype=bf16", "--adaptation", "sft", "--steps", 1)
     named = ("--backbone", models["flux_kontext"], "--encoder", models["siglip2"], "--out", "run")
     arguments = ("--nproc-per-node", 2, "-m", "hywu_core.train", "--recipe", "flux_kontext", "--data", data)
-    process = run("torch.distributed.run", *arguments, *QUICK, *half, *named, folder=tmp_path)
+    process = run("torch.distributed.run", *arguments, *quick(*half), *named, folder=tmp_path)
     assert process.returncode == 0, process.stderr
     assert "flow-matching loss is" in process.stdout
 

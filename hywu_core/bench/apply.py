@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder) / "plan.json", Path(folder) / "result.json"
         given.write_text(json.dumps(plan), encoding="utf-8")
-        program = arguments.python or _interpreter(root)
+        program = _given(arguments.python) if arguments.python else _interpreter(root)
         command = [str(program), "-B", "-m", f"{__package__}.comfy_apply", str(given), str(made)]
         # The folder comes first on the module path: `nodes` and `comfy` are ComfyUI's own there.
         done = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
@@ -91,6 +92,14 @@ def find_comfyui(named: Path | None) -> Path:
     ).is_file():  # nor does it open a FLUX of any width
         raise HywuError(f"The ComfyUI in {root} has no LoraLoaderBypass to compare with; take a newer one.")
     return root
+
+
+def _given(program: Path) -> Path:
+    """As it was given, from this folder: the bench runs in ComfyUI's. HywuError where there is none."""
+    found = program if program.is_file() else shutil.which(program)
+    if found is None:
+        raise HywuError(f"There is no program {program}; name ComfyUI's interpreter with --python.")
+    return Path(os.path.abspath(found))  # not resolved: a virtual environment's link is how it knows itself
 
 
 def _interpreter(root: Path) -> Path:

@@ -13,6 +13,7 @@ M remembered directions.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from ..errors import HywuError
 from ..storage import open_safetensors, write_safetensors
 from . import ROOT
 from .quantize import dequantize, quantize
+
+logger = logging.getLogger("hywu")
 
 TEXT_ENCODER = ROOT / "text" / "hywu_embedded_text.safetensors"
 KIND = "hywu_embedded_text"
@@ -171,6 +174,13 @@ class EmbeddedTextEncoder(nn.Module):
             raise HywuError("The instruction is empty; say in words what should change in the picture.")
         return [self.tokenizer.token_to_id("<s>"), *ids, self.tokenizer.token_to_id("</s>")]
 
+    def _warn_if_cut(self, prompt: str) -> None:
+        n_pieces = len(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+        if n_pieces > (most := self.config.max_pieces):
+            logger.warning(
+                "The embedded text encoder reads %d pieces; an instruction of %d is cut.", most, n_pieces
+            )
+
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, N), True = real, to features (B, N, E) and L2-normalised sentences (B, E)."""
         embedded = self.embedding(ids)
@@ -192,7 +202,8 @@ class EmbeddedTextEncoder(nn.Module):
         The sentence is what the memory recalls of it; the words stay as typed.
 
         `batched` encodes prompts of equal length together: much faster for thousands, and equal only to
-        rounding. Tokens hold the first 31 pieces of a longer prompt, the pooled embedding up to 128.
+        rounding. Tokens hold the first 31 pieces of a longer prompt, the pooled embedding up to 128; of more
+        than these the log says that they are cut.
         HywuError for an empty one, unless `silent`: then it has no tokens at all, as prompt dropout wants it.
         """
         if isinstance(prompts, str) or not prompts:
@@ -202,6 +213,9 @@ class EmbeddedTextEncoder(nn.Module):
         mask = torch.zeros(len(prompts), N_TOKENS, dtype=torch.bool, device=self.device)
         said = {row: prompt for row, prompt in enumerate(prompts) if not silent or prompt.strip()}
         ids = {row: self.tokenize(prompt) for row, prompt in said.items()}
+        for row, prompt in said.items():
+            if len(ids[row]) == self.config.max_pieces + 2:
+                self._warn_if_cut(prompt)
         groups: dict[int, list[int]] = {}
         for row, pieces in ids.items():
             groups.setdefault(len(pieces) if batched else -row, []).append(row)

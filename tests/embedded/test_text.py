@@ -75,6 +75,13 @@ def test_long_prompts_lose_words_but_not_the_sentence(encoder):
     assert torch.equal(endless.pooled[0], endless.pooled[1])
 
 
+def test_an_instruction_that_is_cut_is_warned_of(small, caplog):
+    small.encode(["a" * 127, "hello"])  # with the mark of a word's start, all of 128
+    assert caplog.text == ""
+    small.encode(["a" * 128])
+    assert "reads 128 pieces; an instruction of 129 is cut" in caplog.text
+
+
 @pytest.mark.parametrize("prompt", ["", "  ", "\n\t", "\u3000", "\u200b"])
 def test_empty_prompts_are_refused(encoder, prompt):
     with pytest.raises(HywuError, match="empty"):

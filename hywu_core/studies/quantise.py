@@ -202,11 +202,12 @@ def run(config: QuantiseConfig, work: Work) -> Result:
 
 def report(result: Result) -> str:
     """The result as a page whose every number comes from it."""
+    photographs = f"{result['photographs']} held-out photograph{'s' * (result['photographs'] > 1)}"
     products = "multiplied as integers" if result["integer_products"] else "written out for each product"
     lines = [
         "# Quantising",
         "",
-        f"{len(result['operations'])} operations on {result['photographs']} held-out photographs, "
+        f"{len(result['operations'])} operations on {photographs}, "
         f"{result['config']['steps']} sampling steps, each edited with the same noise as in float32. An "
         "update's error is the Frobenius norm of its difference from float32's over that of float32's, all "
         f"targets together; pictures are compared by PSNR. int8 was {products} here.",

@@ -54,14 +54,12 @@ def atomic_path(path: str | os.PathLike[str], new: bool = False) -> Iterator[Pat
 
 
 def temporary_beside(path: Path, end: str = "tmp") -> Path:
-    """A hidden name of nobody's beside `path`, no longer than its own, which a file system may just allow.
+    """A hidden name that nobody has, beside `path`: as long as its own, which may be all that is allowed.
 
-    A very short one is longer, up to 14 bytes. It begins as `path` does, so that leftovers are recognised.
+    It begins as `path` does, so that leftovers are recognised; names of up to 14 letters are too short.
     """
     own = f"{secrets.token_hex(4)}.{end}"
-    head = path.name
-    while len(os.fsencode(f".{head}.{own}")) > len(os.fsencode(path.name)) and head:
-        head = head[:-1]
+    head = path.name[: -len(own) - 2]  # a letter for each: no more bytes, and no more of UTF-16
     return path.with_name(f".{head}.{own}" if head else f".{own}")
 
 

@@ -166,7 +166,8 @@ def _learner(
         "mean": means(scores[name]),
         "by_seed": by_seed(scores[name]),
         "over_base": differences(scores[name], scores["base"]) if name != "base" else None,
-        "hywu_over_it": differences(scores[own], scores[name]) if name != own else None,
+        # HY-WU over the base is its own "over_base", of each training length another.
+        "hywu_over_it": differences(scores[own], scores[name]) if name not in (own, "base") else None,
         "by_operation": {operation: means(scores[name], column) for operation, column in columns.items()},
         "rank": next((learner.rank for learner in large if learner.name == name), None),
         "seconds": averaged([{"seconds": each["seconds"]} for each in records])["seconds"]

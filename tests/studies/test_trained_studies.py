@@ -63,6 +63,8 @@ def test_conflict(tmp_path, untrained):
     assert result["tables"]["same samples and steps, 2 times as many"]["budget"] == {
         "steps": [2], "samples": [4], "equal": True,
     }  # fmt: skip
+    assert learners["base"]["hywu_over_it"] is None
+    assert learners["base"]["over_base"] is None
     wanted = learners["HY-WU"]["records"][0]["parameters"]
     for name in set(large) - {"HY-WU"}:
         part = learners[name]

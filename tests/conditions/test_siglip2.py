@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hywu_core.conditions import ConditionEncoder, SigLIP2Encoder
+from hywu_core.conditions.encoder import weights_hash
 from hywu_core.conditions.pictures import resize
 from hywu_core.errors import HywuError
 
@@ -94,8 +95,11 @@ def test_it_is_an_encoder_that_says_what_it_is(encoder, naflex):
     assert naflex.info() == told
 
 
-def test_other_weights_under_the_same_name_have_another_hash(encoder, folder, tmp_path):
+def test_other_weights_under_the_same_name_have_another_hash(encoder, folder, tmp_path, monkeypatch):
     assert re.fullmatch("[0-9a-f]{64}", encoder.sha256)
+    with monkeypatch.context() as patch:
+        patch.setattr("hywu_core.conditions.encoder._sampled", None)
+        assert weights_hash(encoder) == encoder.sha256  # not taken again
     copy = shutil.copytree(folder, tmp_path / "copy")
     assert SigLIP2Encoder.load(copy).sha256 == encoder.sha256
     tensors = load_file(copy / "model.safetensors")

@@ -28,7 +28,9 @@ from .generator import ParameterGenerator, load_generator
 from .generator.fingerprint import fingerprint
 from .lora import Adapter
 
-DEFAULT_STEPS = 8
+# More steps draw more texture that is not there: 8 are 0.3 dB further from the exact results, with as many
+# edits right.
+DEFAULT_STEPS = 4
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_saved_loras_come_back_as_the_same_picture_through_both_loaders(server):
 @pytest.mark.newest
 @pytest.mark.skipif(not GENERATOR.exists(), reason=f"{GENERATOR.name} is not in this checkout")
 def test_opposite_instructions_need_a_lora_each(server):
-    graph = workflow(server, "conflict", steps=8)
+    graph = workflow(server, "conflict", steps=4)
     outputs = server.run(graph)
     own, alike = of_kind(graph, "SaveImage")
     (before,) = of_kind(graph, "PreviewImage")

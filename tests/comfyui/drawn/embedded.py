@@ -8,7 +8,7 @@ from typing import Any
 from .sheet import Link, Node, Sheet
 
 GREEN = "#8A8"
-STEPS, SEED = 8, 0
+STEPS, SEED = 4, 0
 PICTURE = 340  # under Generate LoRA, which draws its LoRA there after a run
 _MODELS = (
     "All models here come with the pack and are small: they edit at about 256 x 256 pixels and know some "

@@ -203,11 +203,13 @@ def run(config: RoutingConfig, work: Work) -> Result:
 def report(result: Result) -> str:
     """The result as a page whose every number comes from it."""
     config = result["config"]
+    photographs = f"{result['photographs']} held-out photograph{'s' * (result['photographs'] > 1)}"
+    wordings = f"{config['wordings']} wording{'s' * (config['wordings'] > 1)}"
     lines = [
         "# Routing",
         "",
-        f"{len(result['operations'])} operations on {result['photographs']} held-out photographs, "
-        f"{config['wordings']} wordings in each language, {config['steps']} sampling steps. An edit is right "
+        f"{len(result['operations'])} operations on {photographs}, "
+        f"{wordings} in each language, {config['steps']} sampling steps. An edit is right "
         "when, of the exact results of all operations, the one asked for is nearest by PSNR. What is not to "
         "change is not compared with the untouched source. Brackets are 95% bootstrap intervals over "
         "operations.",

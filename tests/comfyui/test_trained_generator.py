@@ -34,6 +34,7 @@ GUIDANCE = 2.5
 SAME = 1e-5  # relative difference of latents; 2e-7 were found
 SEEN = 100 * SAME  # what the LoRA must change at least
 PIXELS = 8  # to a latent
+STRONG = ("--set", "alpha=16")  # four times the rank: few steps are seen, and the scale is not 1
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +43,7 @@ def kontext(tmp_path_factory) -> Trained:
     root = tmp_path_factory.mktemp("kontext")
     backbone = write_flux_kontext(root / "trained_kontext", heads=2, n_double=2, n_single=2)
     encoder = save_model(root / "siglip2-trained")
-    return Trained.on_own_data(root, "flux_kontext", backbone, encoder, "--steps", 4)
+    return Trained.on_own_data(root, "flux_kontext", backbone, encoder, "--steps", 4, *STRONG)
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +55,7 @@ def qwen(tmp_path_factory) -> Trained:
     root = tmp_path_factory.mktemp("qwen")
     backbone = write_qwen_image_edit(root / "trained_qwen", heads=24, text_dim=3584, dtype=torch.bfloat16)
     few = "targets=transformer_blocks.*.attn.*,transformer_blocks.*.txt_mlp.net.2"
-    more = ("--steps", 2, "--batch-size", 1, "--set", few)
+    more = ("--steps", 2, "--batch-size", 1, "--set", few, *STRONG)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plus, "CONDITION_IMAGE_SIZE", 64 * 64)
         return Trained.on_own_data(root, "qwen_image_edit", backbone, "backbone", *more)

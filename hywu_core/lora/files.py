@@ -142,7 +142,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Loaded:
         before = _before_names(told)
         factors = from_file(tensors, before, scaling.scale if scaling else None)
         told.setdefault("key_format", format_of(tensors))
-        skipped = 0 if before is not None else len(text_encoder_parts(tensors))
+        skipped = len(text_encoder_parts(tensors, before))
         adapter = _import(factors, told).check()
         stored = sum(f.A.numel() + f.B.numel() for f in factors.values())
         return Loaded(adapter, skipped, adapter.n_parameters / stored)

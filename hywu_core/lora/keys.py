@@ -126,7 +126,7 @@ def from_file(
     pair is missing, or if there are other kinds of tensors (DoRA, LoKr, biases): never half an adapter.
     """
     halves: dict[str, dict[str, Tensor]] = {}
-    skipped = text_encoder_parts(tensors) if before is None else {}
+    skipped = text_encoder_parts(tensors, before)
     for key, tensor in tensors.items():
         if key in skipped:
             continue
@@ -148,9 +148,9 @@ def from_file(
     return _renamed(modules) if before is None else modules
 
 
-def text_encoder_parts(keys: Iterable[str]) -> dict[str, None]:
-    """The tensors of a file that adapt a text encoder, in order."""
-    return dict.fromkeys(key for key in keys if key.startswith(_TEXT_ENCODER))
+def text_encoder_parts(keys: Iterable[str], before: str | None) -> dict[str, None]:
+    """The tensors of a file that adapt a text encoder, in order; `before` as of `from_file`."""
+    return dict.fromkeys(key for key in keys if before is None and key.startswith(_TEXT_ENCODER))
 
 
 def _split_key(key: str) -> tuple[str, str]:

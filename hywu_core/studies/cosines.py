@@ -195,12 +195,12 @@ def opposite_against_other(mean_cosine: np.ndarray, names: Sequence[str], seed: 
         means = (mean_cosine[places[a], places[b]].mean() for a, b in (opposite, others))
         return float(next(means) - next(means))
 
+    members = [np.flatnonzero(families == family) for family in np.unique(families)]
     rng = np.random.default_rng(seed)
     chance = np.zeros(_DEALT)
     for round_ in range(_DEALT):
         places = np.arange(len(names))
-        for family in np.unique(families):
-            mine = np.flatnonzero(families == family)
+        for mine in members:
             places[mine] = rng.permutation(mine)
         chance[round_] = difference(places)
     found = difference(np.arange(len(names)))

@@ -27,6 +27,7 @@ from ..lora import Adapter
 from ..pipeline import DEFAULT_STEPS, HywuPipeline
 from ..train.world import EditCase, held_out_cases
 from .frame import OfGenerator, Result, Study, option
+from .told import counted
 from .work import Work
 
 # Name -> how the generator is loaded, and whether int8 may multiply integers.
@@ -202,12 +203,11 @@ def run(config: QuantiseConfig, work: Work) -> Result:
 
 def report(result: Result) -> str:
     """The result as a page whose every number comes from it."""
-    photographs = f"{result['photographs']} held-out photograph{'s' * (result['photographs'] > 1)}"
     products = "multiplied as integers" if result["integer_products"] else "written out for each product"
     lines = [
         "# Quantising",
         "",
-        f"{len(result['operations'])} operations on {photographs}, "
+        f"{len(result['operations'])} operations on {counted(result['photographs'], 'held-out photograph')}, "
         f"{result['config']['steps']} sampling steps, each edited with the same noise as in float32. An "
         "update's error is the Frobenius norm of its difference from float32's over that of float32's, all "
         f"targets together; pictures are compared by PSNR. int8 was {products} here.",

@@ -28,6 +28,7 @@ from ..train.world import EditCase, held_out_cases, judge
 from .frame import OfGenerator, Result, Study, option
 from .statistics import Interval, cell, clustered_interval
 from .style import AMOUNTS, panel, sheet
+from .told import counted
 from .work import Work
 
 
@@ -203,16 +204,14 @@ def run(config: RoutingConfig, work: Work) -> Result:
 def report(result: Result) -> str:
     """The result as a page whose every number comes from it."""
     config = result["config"]
-    photographs = f"{result['photographs']} held-out photograph{'s' * (result['photographs'] > 1)}"
-    wordings = f"{config['wordings']} wording{'s' * (config['wordings'] > 1)}"
     lines = [
         "# Routing",
         "",
-        f"{len(result['operations'])} operations on {photographs}, "
-        f"{wordings} in each language, {config['steps']} sampling steps. An edit is right "
-        "when, of the exact results of all operations, the one asked for is nearest by PSNR. What is not to "
-        "change is not compared with the untouched source. Brackets are 95% bootstrap intervals over "
-        "operations.",
+        f"{len(result['operations'])} operations on {counted(result['photographs'], 'held-out photograph')}, "
+        f"{counted(config['wordings'], 'wording')} in each language, {config['steps']} sampling steps. "
+        "An edit is right when, of the exact results of all operations, the one asked for is nearest by "
+        "PSNR. What is not to change is not compared with the untouched source. Brackets are 95% bootstrap "
+        "intervals over operations.",
         "",
         "| | edits | right | PSNR to exact, dB | over the untouched source, dB | over the frozen base, dB "
         "| below the autoencoder, dB |",

@@ -11,7 +11,7 @@ from .dots import dots
 from .frame import Result
 from .quality import MEASURES
 from .style import MARKERS, PALETTE, panel, sheet
-from .told import budget_told, rates_told
+from .told import budget_told, counted, rates_told
 
 _TITLES = {
     "size": "generator's depth and width",
@@ -109,7 +109,7 @@ def _draw(result: Result, axis: str, above: Axes, below: Axes) -> None:
                  if depth is None or p["value"][0] == depth]  # fmt: skip
         parts = [result["settings"][point["setting"]] for point, _ in curve]
         at, color, marker = [place for _, place in curve], PALETTE[row], MARKERS[row]
-        name = None if depth is None else f"{depth} block{'s' if depth > 1 else ''}"
+        name = None if depth is None else counted(depth, "block")
         shift = 0 if depth is None else (row - (len(depths) - 1) / 2) * 0.12
         values = [part["over_base"]["psnr"] for part in parts]
         line = "none" if axis == "linears" else "-"

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-Interval = dict[
-    str, float | None
-]  # {"mean", "low", "high"}; without ends where one value says nothing of others
+# {"mean", "low", "high"}; without ends where one value says nothing of others.
+Interval = dict[str, float | None]
 INTERVALS = "Student's t"  # what a result says of itself; older ones have bootstrap percentiles
 _CONFIDENCE = 0.95
 

@@ -8,6 +8,11 @@ from .frame import Result
 from .statistics import INTERVALS, intervals_told
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 photograph", "2 photographs"."""
+    return f"{number} {noun}{'s' * (number > 1)}"
+
+
 def several(values: Sequence[int]) -> str:
     """ "160", or "160 or 240"."""
     return " or ".join(f"{value:,}" for value in values)

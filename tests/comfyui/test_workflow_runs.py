@@ -10,6 +10,7 @@ from PIL import ImageOps
 from hywu_core.data.metrics import psnr
 from hywu_core.data.photo_ops import OPS
 from hywu_core.embedded import GENERATOR
+from hywu_core.pipeline import DEFAULT_STEPS
 
 from .conftest import photograph
 from .server import ComfyServer, Graph
@@ -101,7 +102,7 @@ def test_saved_loras_come_back_as_the_same_picture_through_both_loaders(server):
 @pytest.mark.newest
 @pytest.mark.skipif(not GENERATOR.exists(), reason=f"{GENERATOR.name} is not in this checkout")
 def test_opposite_instructions_need_a_lora_each(server):
-    graph = workflow(server, "conflict", steps=4)
+    graph = workflow(server, "conflict", steps=DEFAULT_STEPS)
     outputs = server.run(graph)
     own, alike = of_kind(graph, "SaveImage")
     (before,) = of_kind(graph, "PreviewImage")

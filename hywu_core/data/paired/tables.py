@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,15 +46,11 @@ def read_rows(path: Path, texts: Sequence[str], images: Sequence[str]) -> Iterat
     schema, source = _open(path)
     named = [*texts, *images]
     kinds = {name: schema.field(name).type for name in named}
-    outside = {name for name in images if _only_paths(source, name, kinds[name])}
+    readers = {name: _reader(source, name, kinds[name]) for name in images}
     for batch in _batches(source, named, kinds):
         values = {name: batch.column(batch.schema.get_field_index(name)) for name in named}
         cells = {
-            name: _paths(column)
-            if name in outside
-            else _presence(column, kinds[name])
-            if name in images
-            else column.to_pylist()
+            name: readers[name](column) if name in readers else column.to_pylist()
             for name, column in values.items()
         }
         for row in range(batch.num_rows):
@@ -135,6 +131,11 @@ def _kind(kind: Any) -> str:
     if _is_list(kind):
         return {"image": "images", "text": "texts"}.get(_kind(kind.value_type), "other")
     return "other"
+
+
+def _reader(source: Any, name: str, kind: Any) -> Callable[[pyarrow.Array], list[Any]]:
+    """How `read_rows` reads a column of images."""
+    return _paths if _only_paths(source, name, kind) else partial(_presence, kind=kind)
 
 
 def _only_paths(source: Any, name: str, kind: Any) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hywu_core.pipeline import DEFAULT_STEPS
+
 from .sheet import Link, Node, Sheet
 
 GREEN = "#8A8"
-STEPS, SEED = 4, 0
+STEPS, SEED = DEFAULT_STEPS, 0  # as `edit`
 PICTURE = 340  # under Generate LoRA, which draws its LoRA there after a run
 _MODELS = (
     "All models here come with the pack and are small: they edit at about 256 x 256 pixels and know some "

@@ -15,8 +15,9 @@ import comfy.sample
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
-from pack.hywu_core.apply.comfy import apply_adapter
+from pack.hywu_core.apply.comfy import Where, apply_adapter
 from pack.hywu_core.apply.comfy_places import find_places
+from pack.hywu_core.errors import HywuError
 from pack.hywu_core.lora import Adapter, load_adapter
 from torch import Tensor, nn
 
@@ -38,6 +39,17 @@ def adapters() -> Adapter:
 def beside(patcher: ModelPatcher, adapter: Adapter, *args: object, **settings: object) -> ModelPatcher:
     """The patcher with an adapter, without the report."""
     return apply_adapter(patcher, adapter, *args, **settings).model
+
+
+def refusals(patcher: ModelPatcher, adapter: Adapter) -> dict[str, str]:
+    """What is said of an adapter that has to be merged where it cannot be, by way of asking."""
+    refused = {}
+    for kind, where in {"side path": Where(mode="side path"), "branch": Where(branch="positive")}.items():
+        try:
+            apply_adapter(patcher, adapter, 1.0, where)
+        except HywuError as error:
+            refused[kind] = str(error)
+    return refused
 
 
 def cond(seed: int, rows: slice | None = None, **more: object) -> Cond:

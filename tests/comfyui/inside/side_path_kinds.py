@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from flux import adapters, backbone, beside, cond, gap, plain_sum, predict, sample, shadowed
+from flux import adapters, backbone, beside, cond, gap, plain_sum, predict, refusals, sample, shadowed
 
 # isort: split
 import comfy.ldm.wan.model
@@ -16,7 +16,6 @@ import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
 from pack.hywu_core.apply.comfy import Where, apply_adapter, find_places
-from pack.hywu_core.errors import HywuError
 from pack.hywu_core.lora import Adapter
 
 FP8 = torch.float8_e4m3fn
@@ -168,12 +167,7 @@ def wan_in_int8() -> dict[str, object]:
 
     fused, other = lora("blocks.0.ffn.2", 256, 128), lora("blocks.0.self_attn.q", 128, 128)
     untouched = run(base)
-    refused = {}
-    for kind, where in {"side path": Where(mode="side path"), "branch": Where(branch="positive")}.items():
-        try:
-            beside(base, fused, 1.0, where)
-        except HywuError as error:
-            refused[kind] = str(error)
+    refused = refusals(base, fused)
     auto, merged = apply_adapter(base, fused), beside(base, fused, 1.0, Where(mode="merge"))
     scale = gap(run(merged), untouched)
     return {

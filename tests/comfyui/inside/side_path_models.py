@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from flux import beside, gap
+from flux import beside, gap, refusals
 
 # isort: split
 import comfy.ldm.chroma.model
@@ -13,8 +13,7 @@ import comfy.sample
 import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
-from pack.hywu_core.apply.comfy import Where, apply_adapter
-from pack.hywu_core.errors import HywuError
+from pack.hywu_core.apply.comfy import apply_adapter
 from pack.hywu_core.lora import Adapter
 
 CPU = torch.device("cpu")
@@ -121,12 +120,7 @@ def before_sampling() -> dict[str, object]:
     random = torch.Generator().manual_seed(1)
     A, B = (torch.randn(1, *shape, generator=random) for shape in ((3, 1024), (1024, 3)))
     early = Adapter({"llm_adapter.out_proj": (A, B)}, 1.0)
-    refused = {}
-    for kind, where in {"side path": Where(mode="side path"), "branch": Where(branch="positive")}.items():
-        try:
-            apply_adapter(base, early, 1.0, where)
-        except HywuError as error:
-            refused[kind] = str(error)
+    refused = refusals(base, early)
     auto = apply_adapter(base, early)
 
     def drawn(patcher: ModelPatcher) -> torch.Tensor:
